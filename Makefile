@@ -1,0 +1,78 @@
+# make run        create .venv, install and run `apex4-probe run` (ARGS="--model qwen2.5-7b --full" passes arguments)
+# make test       create .venv, install and run every test that needs no GPU
+# make test-fast  the same without the tests marked slow
+# make gpu-test   the tests that need a GPU
+# make gpu-bench  measure this GPU into profiles/measured/<device>/, as the repository ships it
+# make lint       ruff, and mypy --strict over all packages
+# make clean      remove .venv and everything generated
+#
+# PYTHON=… picks the interpreter (3.10 or newer). Package indexes and proxies come from pip's own configuration.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+TORCH := torch==2.13.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+ARGS ?=
+PYTEST_ARGS ?=
+
+# "cuda12" or "cuda13", what the driver runs; empty without a GPU. CUDA=cuda12 overrides.
+CUDA ?= $(shell for p in $(PYTHON) python3; do command -v "$$p" >/dev/null && "$$p" apex4_probe/cuda_extra.py && break; done 2>/dev/null)
+# The compile tests need CuPy and NVRTC without a GPU too: the newest, which know every architecture.
+TEST_CUDA = $(or $(CUDA),cuda13)
+
+RUN_STAMP = .venv/.installed-run-$(or $(CUDA),cpu)
+TEST_STAMP = .venv/.installed-test-$(TEST_CUDA)
+
+.PHONY: help run test test-fast gpu-test gpu-bench lint clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+# Everything that installs writes to stderr, so that the first line on stdout is the tool's own.
+.venv/bin/python:
+	@python=""; for p in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	  if command -v "$$p" >/dev/null && "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then python="$$p"; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "apex4-probe needs Python 3.10 or newer; name one with: make PYTHON=/path/to/python3 …" >&2; exit 2; fi; \
+	if ! "$$python" -c 'import venv, ensurepip' 2>/dev/null; then \
+	  version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  echo "$$python has no venv module; on Debian and Ubuntu: apt install python$$version-venv" >&2; exit 2; fi; \
+	echo "creating .venv with $$("$$python" --version)" >&2; \
+	rm -rf .venv; "$$python" -m venv .venv >&2
+
+$(RUN_STAMP): pyproject.toml | .venv/bin/python
+	@echo "installing apex4-probe $(if $(CUDA),with $(CUDA),without CUDA packages: no GPU here)" >&2
+	@$(PIP) install --quiet --editable "$(if $(CUDA),.[$(CUDA)],.)" >&2
+	@touch $@
+
+# torch first and pinned, so that nothing which depends on it resolves to another version.
+$(TEST_STAMP): pyproject.toml | .venv/bin/python
+	@echo "installing $(TORCH) and apex4-probe[$(TEST_CUDA),test]" >&2
+	@$(PIP) install --quiet "$(TORCH)" >&2
+	@$(PIP) install --quiet "$(TORCH)" --editable ".[$(TEST_CUDA),test]" >&2
+	@touch $@ $(if $(CUDA),$(RUN_STAMP))
+
+run: $(RUN_STAMP)
+	@$(BIN)/apex4-probe run $(ARGS)
+
+test: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m "not gpu" -n auto $(PYTEST_ARGS)
+
+test-fast: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n auto $(PYTEST_ARGS)
+
+gpu-test: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+gpu-bench: $(RUN_STAMP)
+	$(BIN)/apex4-probe run --require-gpu --full --out "profiles/measured/{device}" $(ARGS)
+
+lint: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/python tests/typecheck.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

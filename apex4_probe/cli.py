@@ -1,0 +1,252 @@
+"""The command line. Each verb is one thin function: it turns options into a call that Python can make as well.
+
+Nothing heavy is imported at the top, so that ``--help`` answers at once. Exit codes: 0 answer given, 1 the check
+failed, 2 bad input or environment, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from apex4_probe.errors import ApexError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NAME = "apex4-probe"
+CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name=NAME,
+    help="Does 4-bit LLM inference pay on this GPU, at which granularity, and why.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Verb = TypeVar("Verb", bound=Callable[..., None])
+
+
+class FormatChoice(str, Enum):
+    auto = "auto"
+    fp16 = "fp16"
+    fp8 = "fp8"
+    w4a16 = "w4a16"
+    w4a8 = "w4a8"
+    w4a4 = "w4a4"
+
+
+def one_sentence(verb: Verb) -> Verb:
+    """Turn every failure into one sentence on stderr and an exit code; APEX4_PROBE_DEBUG=1 shows the traceback too."""
+
+    @functools.wraps(verb)
+    def guarded(*args: Any, **options: Any) -> None:
+        try:
+            verb(*args, **options)
+            sys.stdout.flush()
+        except ApexError as error:
+            _fail(str(error), BAD_INPUT)
+        except KeyboardInterrupt:
+            _fail("interrupted; no partial file was left", INTERRUPTED)
+        except BrokenPipeError:
+            # The reader (head, less) has seen enough. The interpreter's own flush at exit must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            _fail(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            what = " ".join(str(error).split())[:300]
+            _fail(f"internal error: {type(error).__name__}: {what} (APEX4_PROBE_DEBUG=1 shows where)", BAD_INPUT)
+
+    return guarded  # type: ignore[return-value]  # same signature, by functools.wraps
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    if os.environ.get("APEX4_PROBE_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"{NAME}: {sentence}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _console(quiet: bool = False, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would exit with 1, which here means that a check failed."""
+            raise BrokenPipeError
+
+    return PipeConsole(quiet=quiet, stderr=stderr, highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from apex4_probe import __version__
+
+        print(f"{NAME} {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@one_sentence
+def run(
+    model: Annotated[
+        str, typer.Option(help="A preset such as llama-3-8b, or the path of a Hugging Face config.json.")
+    ] = "llama-3-8b",
+    workload: Annotated[
+        str, typer.Option(help="What the GPU will be asked: phase:M[*weight], joined by commas.")
+    ] = "decode:16,prefill:2048",
+    format: Annotated[
+        FormatChoice, typer.Option(help="auto chooses among all formats; a name asks which granularity within it.")
+    ] = FormatChoice.auto,
+    max_quality_loss: Annotated[
+        float, typer.Option(help="Largest expected loss, in nats per token, that --format auto accepts.")
+    ] = 0.15,
+    min_speedup: Annotated[float, typer.Option(help="Smallest speed-up over FP16 that --format w4a4 accepts.")] = 1.2,
+    tp: Annotated[int, typer.Option(help="Tensor-parallel shards to plan for.")] = 1,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for profile.yaml, report.html and plots; {device} and {date} are filled in. "
+            "Default: a new apex4-{device}-{date}.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help='Which GPUs, as CUDA numbers them: "0", "0,1" or "all".')] = "0",
+    full: Annotated[
+        bool, typer.Option("--full", help="Measure everything (5 minutes rather than 90 seconds).")
+    ] = False,
+    like: Annotated[
+        str | None, typer.Option(metavar="NAME", help='Predict another GPU from its datasheet, e.g. "RTX 3090".')
+    ] = None,
+    require_gpu: Annotated[
+        bool, typer.Option("--require-gpu", help="Without a GPU exit with 2 rather than predict.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Let a predicted profile replace a measured one.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the profiles as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Measure this GPU, decide which 4-bit format and granularity pay, and write the deployment profile.
+
+    Without a GPU it says so and predicts from datasheets instead: every figure is then marked predicted.
+    """
+    from apex4_probe.flow import Request
+    from apex4_probe.run_job import Display, as_json, run_job
+
+    request = Request(
+        model=model,
+        workload=workload,
+        format=format.value,
+        max_quality_loss=max_quality_loss,
+        min_speedup=min_speedup,
+        tensor_parallel=tp,
+        device=device,
+        full=full,
+        like=like,
+        require_gpu=require_gpu,
+        command=_command_line(),
+    )
+    display = Display(
+        figures=_console(quiet=quiet or json),
+        remarks=_console(quiet=quiet, stderr=json),
+        progress=_console(quiet=quiet, stderr=True),
+    )
+    profiles = run_job(request, out, force=force, display=display)
+    if json:
+        print(as_json(profiles))
+
+
+@app.command()
+@one_sentence
+def show(
+    profile: Annotated[Path, typer.Argument(help="A profile.yaml, or the folder that holds it.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
+) -> None:
+    """Print a deployment profile for a person."""
+    from apex4_probe.profile_file import load_profile
+
+    record = load_profile(_profile_path(profile))
+    if json:
+        print(record.model_dump_json(indent=2))
+        return
+    from apex4_probe.reports.terminal import print_profile
+
+    print_profile(record, _console())
+
+
+@app.command()
+@one_sentence
+def verify(
+    profile: Annotated[Path, typer.Argument(help="A profile.yaml, or the folder that holds it.")],
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure a handful of figures again and say what drifted.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="Which GPU, as CUDA numbers it.")] = "0",
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Does this profile still hold on this machine? Exits with 1 when it does not."""
+    from apex4_probe import verify_job as check
+
+    outcome = check.verify(_profile_path(profile), device=device, measure=measure)
+    if json:
+        print(check.as_json(outcome))
+    else:
+        check.print_outcome(outcome, _console())
+    if not outcome.holds:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@app.command()
+@one_sentence
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """What is installed here, what is missing, and the command that mends it.
+
+    Exits with 1 when a GPU is here and could not be measured.
+    """
+    from apex4_probe import doctor as clinic
+
+    findings = clinic.examine()
+    if json:
+        print(clinic.as_json(findings))
+    else:
+        clinic.print_findings(findings, _console())
+    if not clinic.healthy(findings):
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _profile_path(path: Path) -> Path:
+    return path / "profile.yaml" if path.is_dir() else path
+
+
+def _command_line() -> str:
+    """As typed, so that the profile says how to get it again; the program's path is nobody's business."""
+    return shlex.join([NAME, *sys.argv[1:]])
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app(prog_name=NAME)
+    except KeyboardInterrupt:  # outside a verb: while importing or parsing
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,301 @@
+"""The deployment profile: everything a consumer needs and everything a reader may doubt.
+
+The models below are the schema. Every figure says where it comes from (``origin``): ``measured`` on this device by this
+tool, ``datasheet`` as a vendor lists it, ``predicted`` by arithmetic on either. ``spread`` is
+(90th - 10th percentile) / median everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = "1.0"  # major.minor: a reader refuses another major and ignores fields that a newer minor added
+PEAK_TOLERANCE = 1.02  # of the physical peak: a reading above it is the timer's error or a loop the compiler emptied
+
+Origin = Literal["measured", "predicted", "datasheet"]
+Format = Literal["fp16", "fp8", "w4a16", "w4a8", "w4a4"]
+Granularity = Literal["none", "channel", "a128i", "g128", "g64", "g32", "g128i", "mixed"]
+Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+
+class Record(BaseModel):
+    """Frozen data; a field added by a newer minor schema is ignored, never an error.
+
+    The validators below refuse what no honest writer produces, so that a reader need not doubt it: a blank without its
+    reason, a reading above the physical peak, "measured" in a profile that was predicted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Device(Record):
+    """The GPU, as NVML and CUDA describe it. ``None``: the driver does not report it on this part."""
+
+    name: str
+    compute_capability: str = Field(pattern=r"^\d+\.\d+$")
+    architecture: str
+    sm_count: int = Field(gt=0)
+    memory_mib: int | None = None
+    l2_mib: float | None = None
+    mig: str | None = None  # MIG slice, e.g. "1g.10gb"; None: the whole GPU
+    ecc: bool | None = None
+    power_limit_w: float | None = None
+    max_sm_clock_mhz: float | None = None
+    max_memory_clock_mhz: float | None = None
+
+
+class Environment(Record):
+    driver: str | None = None
+    cuda_driver: str | None = None  # CUDA version that the driver supports, "13.0"
+    nvrtc: str | None = None
+    cupy: str | None = None
+    torch: str | None = None
+    python: str
+    platform: str
+    disassembler: str | None = None
+
+
+class Provenance(Record):
+    """How to get this profile again, and what may have disturbed it."""
+
+    command: str
+    commit: str | None = None  # of the tool's own checkout; None: installed from a package
+    duration_s: float | None = None
+    mode: Literal["default", "full", "predicted"] = "default"
+    warnings: list[str] = []
+
+
+# The same rule as Measurement's validator, for readers of the JSON Schema.
+_VALUE_OR_REASON: dict[str, Any] = {
+    "oneOf": [
+        {"required": ["value"], "properties": {"value": {"type": "number"}}},
+        {"required": ["unsupported"], "properties": {"unsupported": {"type": "string"}}},
+    ]
+}
+
+
+class Measurement(Record):
+    """One figure. ``value`` is None exactly when ``unsupported`` says why it cannot be had here.
+
+    ``unit``: TOPS and TFLOPS count two operations a MAC; "Tinstr/s" counts thread-instructions; GB/s is 10^9 bytes.
+    ``per_clk_per_sm``: MAC, thread-instructions or bytes (``per_clk_unit``) per SM cycle and SM, from cycles read in
+    the kernel, so independent of the clock. ``peak_fraction``: of the physical peak per clock, where one is known.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_VALUE_OR_REASON)
+
+    name: str
+    instruction: str  # SASS mnemonic counted in the hot loop, e.g. "IMMA.16832.S8.S8"; "" where none is meant
+    emulated: bool | None = None  # None: could not be told (no disassembler)
+    sass_verified: bool | None = None
+    operands: Literal["random", "zeros"] | None = None
+    regime: Literal["burst", "sustained"] | None = None
+    value: float | None = Field(default=None, ge=0)
+    unit: str
+    per_clk_per_sm: float | None = Field(default=None, ge=0)
+    per_clk_unit: Literal["MAC", "instr", "B"] | None = None
+    peak_fraction: float | None = Field(default=None, ge=0, le=PEAK_TOLERANCE)
+    samples: int = Field(default=0, ge=0)
+    discarded: int = Field(default=0, ge=0)  # samples thrown away because the clock was thermally or hardware limited
+    spread: float | None = Field(default=None, ge=0)
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    throttle: list[str] = []  # e.g. ["power_cap"]
+    configuration: dict[str, int | float | str] = {}  # warps, ilp, bytes, … at the plateau
+    origin: Origin
+    source: str | None = None  # for datasheet figures: where it is listed; for predictions: from what
+    unsupported: str | None = None
+
+    @model_validator(mode="after")
+    def _a_value_or_the_reason_why_not(self) -> Measurement:
+        if (self.value is None) == (self.unsupported is None):
+            raise ValueError(
+                f"{self.name!r:.60} has neither a value nor the reason why not (unsupported)"
+                if self.value is None
+                else f"{self.name!r:.60} has a value and is called unsupported"
+            )
+        return self
+
+
+class CoIssue(Record):
+    """Tensor Core loop with ``k`` CUDA-core instructions per accumulator and four MMA K-steps.
+
+    ``cycles_over_mma_alone``: t_both / t_mma. ``overlap`` = (t_mma + t_cuda - t_both) / min(t_mma, t_cuda), t_cuda from
+    the same loop without the MMA; None at k = 0. ``wall_over_mma_alone``: the same ratio in wall time, so that
+    contention (both move) and power (only this one does) can be told apart.
+    """
+
+    mma: str  # "wgmma.s8", "wgmma.f16", "mma.s8", "mma.f16"
+    shape: str  # "m64n256k32.rs", "m16n8k32"
+    placement: Literal["other_warps", "at_issue", "after_complete", "no_handover", "same_warps"]
+    instruction: str  # "ffma", "ffma3", "fadd", "imad", "lop3", "i2f_ffma", "nop", or a dequantisation mix
+    k: int = Field(ge=0)
+    cycles_over_mma_alone: float
+    cuda_over_mma_alone: float | None = None  # t_cuda / t_mma
+    wall_over_mma_alone: float | None = None
+    overlap: float | None = None
+    spread: float | None = Field(default=None, ge=0)
+    sm_clock_mhz: float | None = None
+    throttle: list[str] = []
+    samples: int = 0
+    sass_verified: bool | None = None
+    origin: Origin
+    source: str | None = None
+
+
+class RhoFigure(Record):
+    """Tensor Core over CUDA Core throughput, the paper's rho: operations over FP32 operations, two per MAC and FMA."""
+
+    datasheet: float | None = None
+    measured: float | None = None
+    per_clock: float | None = None  # MAC per clock and SM over FFMA per clock and SM
+    usable: bool
+    reason: str = ""  # when not usable: "emulated: …", "block scales are in hardware: …"
+
+
+class StrategyBalance(Record):
+    """What one dequantisation strategy costs per accumulator and 128 of K, pipe by pipe, in SM cycles."""
+
+    format: Format
+    granularity: Granularity
+    strategy: str
+    mma: str  # name of the measurement that gives the tensor rate
+    pipes: dict[str, float]  # tensor, fma, alu, conversion, shared, issue
+    overlap: float  # of CUDA-core work behind the Tensor Core, 0 … 1
+    overlap_origin: Origin
+    cycles_full_overlap: float
+    cycles_no_overlap: float
+    cycles_expected: float
+    over_channel: float  # cycles_expected over those of the same format per channel
+    bound_by: str
+    origin: Origin
+    source: str
+
+
+class Decision(Record):
+    format: Format
+    granularity: Granularity
+    reason: str
+    margin: float | None = None  # workload time of the runner-up over ours, minus 1
+    runner_up: str | None = None
+    speedup_fp16: float | None = None  # over the whole workload
+    speedup_fp16_interval: tuple[float, float] | None = None  # no overlap … full overlap
+    confidence: Literal["high", "medium", "low"]
+    rule: str  # the rule of choice in one sentence
+    expected_loss: float | None = None  # nats per token, from the quality prior
+    fits_memory: bool | None = None
+
+
+class LayerTime(Record):
+    m: int
+    us: float
+    us_low: float  # full overlap of the pipes
+    us_high: float  # none
+    us_fp16: float
+    us_quantise: float = 0.0  # quantising the activations; included in us
+    bound_by: str
+    origin: Origin
+
+
+class KernelChoice(Record):
+    """Filled once the kernel catalogue tunes; empty in a profile that only measured."""
+
+    m_max: int
+    variant: str
+    tile: str
+    stages: int
+    split_k: int
+    us: float
+    us_quantise: float
+    speedup: float
+    origin: Origin
+
+
+class LayerPlan(Record):
+    role: Role
+    n: int
+    k: int
+    count: int
+    format: Format
+    granularity: Granularity
+    reason: str
+    margin: float | None = None
+    times: list[LayerTime] = []
+    kernels: list[KernelChoice] = []
+
+
+class WorkloadPoint(Record):
+    phase: Literal["decode", "prefill"]
+    m: int = Field(gt=0)
+    weight: float = Field(gt=0)
+
+
+class WorkloadRecord(Record):
+    model: str
+    points: list[WorkloadPoint]
+    tensor_parallel: int = 1
+    format: Literal["auto", "fp16", "fp8", "w4a16", "w4a8", "w4a4"] = "auto"
+    max_quality_loss: float = 0.15
+    min_speedup: float = 1.2
+
+
+class Rejected(Record):
+    variant: str  # "w4a4 g128 (I2F + FMUL + FFMA)"
+    why: str
+
+
+class Profile(Record):
+    """The file itself. ``checksum``: sha256 over the canonical JSON of every other field."""
+
+    schema_version: str = Field(default=SCHEMA_VERSION, pattern=r"^\d+\.\d+$")
+    tool_version: str
+    created: str  # ISO 8601, UTC
+    origin: Literal["measured", "predicted"]
+    device: Device
+    environment: Environment
+    provenance: Provenance
+    measurements: list[Measurement]
+    co_issue: list[CoIssue] = []
+    rho: dict[Literal["int4", "int8"], RhoFigure] = {}
+    balance: list[StrategyBalance] = []
+    decision: Decision
+    w4a4: Decision | None = None  # the paper's question, answered beside --format auto
+    workload: WorkloadRecord
+    layers: list[LayerPlan]
+    rejected: list[Rejected] = []
+    notes: list[str] = []  # sentences for the reader: block scales in hardware, tcgen05 not probed, …
+    checksum: str = ""
+
+    @model_validator(mode="after")
+    def _origin_fits_the_figures(self) -> Profile:
+        if self.origin == "measured":
+            if not any(figure.origin == "measured" and figure.value is not None for figure in self.measurements):
+                raise ValueError('origin is "measured", but no measurement is')
+            return self
+        places = [
+            *((f"measurements: {figure.name!r}", figure.origin) for figure in self.measurements),
+            *(
+                (f"co_issue: {point.mma!r} {point.instruction!r} k = {point.k}", point.origin)
+                for point in self.co_issue
+            ),
+            *((f"rho: {kind}", "measured") for kind, figure in self.rho.items() if figure.measured is not None),
+            *(
+                (f"balance: {item.strategy!r}", origin)
+                for item in self.balance
+                for origin in (item.origin, item.overlap_origin)
+            ),
+            *((f"layers: {layer.role}", time.origin) for layer in self.layers for time in layer.times),
+            *((f"layers: {layer.role}", kernel.origin) for layer in self.layers for kernel in layer.kernels),
+        ]
+        for place, origin in places:
+            if origin == "measured":
+                raise ValueError(f'origin is "predicted", but {place:.100} is marked measured')
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the file, shipped as ``profiles/profile.schema.json``."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Profile.model_json_schema()}

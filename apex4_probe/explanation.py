@@ -1,0 +1,260 @@
+"""The planner's choice in words: what a serving engineer needs in order to believe it, or to know what to doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from apex4_probe.balance import STRATEGIES
+from apex4_probe.candidates import Candidate
+from apex4_probe.datasheets import Datasheet
+from apex4_probe.deployment import Device, Format, LayerTime, Rejected, StrategyBalance, WorkloadRecord
+from apex4_probe.models import Model
+from apex4_probe.quality import QualityPrior
+from apex4_probe.rates import Rates
+from apex4_probe.workload import describe
+
+GIB = 2**30
+PIPE_NAMES = {
+    "tensor": "the Tensor Core",
+    "fma": "the FMA pipe",
+    "alu": "the integer pipe",
+    "conversion": "the conversion pipe",
+    "shared": "shared memory",
+    "issue": "instruction issue",
+    "memory": "memory bandwidth",
+    "launch": "kernel launch and ramp",
+}
+LISTED_SHORTFALL = 0.75  # of the architecture's INT4 rate: a datasheet below it lists something else than the silicon
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked (``w4a4``: the paper's question) and what came out."""
+
+    workload: WorkloadRecord
+    w4a4: bool
+    fp16: Candidate
+    chosen: Candidate
+    runner_up: Candidate | None
+    costs: Sequence[StrategyBalance]
+    rates: Rates
+
+
+def reason(question: Question, candidates: Sequence[Candidate], unavailable: Sequence[Rejected]) -> str:
+    """Two to five sentences: the choice, the speed-ups, what a group scale costs here, what else was close."""
+    chosen = question.chosen
+    if chosen.format == "fp16":
+        return " ".join(_stay(question, candidates, unavailable))
+    sentences = [f"{named(chosen)} is {_verdict(question)}: {_speeds(chosen, question)}."]
+    sentences += _group_costs(question.costs, chosen)
+    if question.w4a4:
+        fastest = min((c for c in candidates if c.format == "w4a4"), key=lambda c: c.us)
+        if fastest is not chosen:
+            more = fastest.loss - chosen.loss
+            speed = fastest.speedup_over(question.fp16)
+            sentences.append(f"{named(fastest)} would be the fastest at {speed:.2f}x, for {more:.2f} nats more.")
+    elif question.runner_up is not None:
+        sentences.append(_next(question.runner_up, chosen))
+    return " ".join(sentences)
+
+
+def _verdict(question: Question) -> str:
+    loss = f"{question.chosen.loss:.2f} nats expected"
+    if question.w4a4:
+        return f"the best in quality ({loss}) of the W4A4 plans that reach {question.workload.min_speedup:g}x FP16"
+    return f"the fastest plan within {question.workload.max_quality_loss:g} nats ({loss})"
+
+
+def _speeds(candidate: Candidate, question: Question) -> str:
+    by_point = ", ".join(
+        f"{describe(point)} {base / us:.2f}x"
+        for point, us, base in zip(question.workload.points, candidate.point_us, question.fp16.point_us, strict=True)
+    )
+    return f"{candidate.speedup_over(question.fp16):.2f}x FP16 over the workload ({by_point})"
+
+
+def _next(other: Candidate, chosen: Candidate) -> str:
+    slower = other.us / chosen.us - 1
+    if slower < 0:
+        faster = chosen.us / other.us - 1
+        return f"{named(other)} is {faster:.1%} faster, which is noise, and loses {other.loss:.2f} nats."
+    return f"Next comes {named(other)}, {slower:.0%} slower ({other.loss:.2f} nats)."
+
+
+def _stay(question: Question, candidates: Sequence[Candidate], unavailable: Sequence[Rejected]) -> Iterable[str]:
+    workload = question.workload
+    if workload.format == "fp16" and not question.w4a4:
+        yield "FP16 was asked for."
+        return
+    wanted: tuple[Format, ...] = ("fp8", "w4a16", "w4a8", "w4a4")
+    if question.w4a4:
+        wanted = ("w4a4",)
+    elif workload.format != "auto":
+        wanted = (workload.format,)
+    yield "Stay in FP16."
+    tried = sorted((c for c in candidates if c.format in wanted), key=lambda c: c.us)
+    allowed = tried if question.w4a4 else [c for c in tried if c.loss <= workload.max_quality_loss]
+    if tried:
+        best = (allowed or tried)[0]
+        limit = f"{best.loss:.2f} nats expected where {workload.max_quality_loss:g} are allowed"
+        if allowed:
+            limit = (
+                f"less than the {workload.min_speedup:g}x asked for" if question.w4a4 else "no gain beyond the noise"
+            )
+        yield f"{named(best)} comes nearest: {_speeds(best, question)}, {limit}."
+        yield from _group_costs(question.costs, best)
+    refusals: dict[str, list[str]] = {}
+    for item in unavailable:
+        if item.variant.partition(" ")[0] in wanted:
+            refusals.setdefault(item.why, []).append(item.variant.upper())
+    yield from (f"{', '.join(names)}: {why.rstrip('.')}." for why, names in refusals.items())
+    instead = [c for c in candidates if c.format == "w4a8" and c.loss <= workload.max_quality_loss]
+    if question.w4a4 and not tried and instead:
+        best = min(instead, key=lambda c: c.us)
+        yield f"INT8 Tensor Cores instead: {named(best)} is {_speeds(best, question)}, {best.loss:.2f} nats expected."
+
+
+def _group_costs(costs: Sequence[StrategyBalance], chosen: Candidate) -> list[str]:
+    """What the chosen group scales cost on this chip, and what float ones per 128 would, by their cheapest strategy."""
+    sentences = []
+    for granularity in dict.fromkeys((chosen.granularity, "g128")):
+        grouped = [cost for cost in costs if cost.format == chosen.format and cost.granularity == granularity]
+        if grouped and granularity != "channel":
+            sentences.append(group_cost(min(grouped, key=lambda cost: cost.cycles_expected)))
+    return sentences
+
+
+def group_cost(cost: StrategyBalance) -> str:
+    """One strategy in one sentence: its time and the Tensor Core's, the busiest pipe, what hides, what remains."""
+    work = {pipe: cost.pipes[pipe] for pipe in ("fma", "alu", "conversion") if cost.pipes[pipe]}
+    tensor, total = cost.pipes["tensor"], sum(work.values())
+    slowest = max(work, key=lambda pipe: work[pipe])
+    share = work[slowest] / tensor
+    load = f"is {share:.1f} times as busy as the Tensor Core" if share > 1 else f"is busy {share:.0%} of that time"
+    base = max(tensor, cost.pipes["shared"], cost.pipes["issue"])
+    hidden = min(1.0, max(0.0, 1 - (cost.cycles_expected - base) / total))
+    origin = "measured here" if cost.overlap_origin == "measured" else "predicted from the nearest measured GPU"
+    return (
+        f"Per accumulator and 128 of K the Tensor Core takes {tensor:.4f} SM cycles and {cost.granularity} "
+        f"({STRATEGIES[cost.strategy].label}) {total:.4f} on the CUDA Cores, where {PIPE_NAMES[slowest]} {load}; "
+        f"{hidden:.0%} of it hide ({origin}), so the kernel takes {cost.over_channel:.2f}x the per-channel one."
+    )
+
+
+def why_not(candidate: Candidate, question: Question, fits: bool) -> str:
+    """One sentence on a plan that was not taken."""
+    workload, chosen = question.workload, question.chosen
+    speedup = candidate.speedup_over(question.fp16)
+    speed = f"{speedup:.2f}x FP16"
+    if not fits:
+        why = f"its weights ({candidate.weight_bytes / GIB:.1f} GiB) do not fit the device's memory"
+    elif workload.format not in ("auto", candidate.format) and candidate.format != "fp16":
+        why = f"--format {workload.format} was asked for ({speed}, {candidate.loss:.2f} nats expected)"
+    elif workload.format == "w4a4" and candidate.format == "fp16":
+        why = (
+            f"{chosen.label} reaches {chosen.speedup_over(question.fp16):.2f}x, and {workload.min_speedup:g}x is enough"
+        )
+    elif workload.format == "w4a4" and speedup < workload.min_speedup:
+        why = f"reaches {speed}, less than the {workload.min_speedup:g}x asked for"
+    elif workload.format == "w4a4":
+        why = f"expected to lose {candidate.loss:.3f} nats against {chosen.loss:.3f} ({speed})"
+    elif candidate.loss > workload.max_quality_loss:
+        why = f"expected to lose {candidate.loss:.2f} nats, {workload.max_quality_loss:g} are allowed ({speed})"
+    elif candidate.us <= chosen.us:
+        why = f"as fast within the noise ({speed}), but loses {candidate.loss:.3f} nats against {chosen.loss:.3f}"
+    else:
+        why = f"slower: {speed} against {chosen.speedup_over(question.fp16):.2f}x"
+    return why
+
+
+def layer_reason(times: Sequence[LayerTime], workload: WorkloadRecord) -> str:
+    """What bounds this layer at each point of the workload, and its speed-up there."""
+    parts = [
+        f"{describe(point)}: {time.us_fp16 / time.us:.2f}x FP16, bound by {PIPE_NAMES[time.bound_by]}"
+        for point, time in zip(workload.points, times, strict=True)
+    ]
+    return "; ".join(parts)
+
+
+def emulated(rates: Rates) -> str:
+    support = rates.architecture.support("mma.s4.m16n8k64")
+    if support.level == "native":
+        return f"the SASS that was measured on {rates.device.name} holds no native INT4 MMA"
+    where = rates.architecture.compute_capability
+    return f"INT4 is emulated on compute capability {where}: {support.reason}; what it measures is no INT4 rate"
+
+
+def fits(device: Device, candidate: Candidate, share: float) -> bool:
+    """Weights within ``share`` of the memory; a device that does not tell its memory is taken to be large enough."""
+    return device.memory_mib is None or candidate.weight_bytes <= share * device.memory_mib * 2**20
+
+
+def notes(
+    rates: Rates,
+    model: Model,
+    chosen: Candidate,
+    enough: bool,
+    share: float,
+    prior: QualityPrior,
+    sheet: Datasheet | None,
+) -> Iterable[str]:
+    """Sentences for the reader of a profile."""
+    facts = rates.architecture
+    yield from model.notes
+    yield (
+        "Times cover the linear layers of the transformer blocks, input quantisation and launches included; attention, "
+        "norms and the output head cost the same in every format. They are computed from the figures above, not timed."
+    )
+    yield prior.label
+    if facts.block_scales_in_hardware:
+        losses = f"{prior.block_scaled['nvfp4']:.2f} and {prior.block_scaled['mxfp4']:.2f} nats expected"
+        yield (
+            f"Block scales are in hardware: {facts.block_scales_in_hardware}, so group scales cost no CUDA-core work. "
+            f"For W4A4 take NVFP4 or MXFP4 ({losses}) by the kernels of QuTLASS (10.0, 12.0) or CUTLASS, which "
+            "vLLM calls; none are offered here."
+        )
+    if facts.tcgen05:
+        yield f"On {facts.compute_capability} {facts.tcgen05}; plans use the architecture's documented rate."
+    if facts.no_int8_plan:
+        yield f"No INT8 plan: {facts.no_int8_plan}."
+    if rates.tensor("s4") is None:
+        yield f"No INT4 plan: {emulated(rates)}."
+    yield from _listing(rates, sheet)
+    yield from _memory(rates.device, model, chosen, enough, share)
+
+
+def _listing(rates: Rates, sheet: Datasheet | None) -> Iterable[str]:
+    listed, rate = sheet.value("int4_tops") if sheet else None, rates.architecture.rates["mma.s4"].value
+    if not listed or not rate or not rates.device.max_sm_clock_mhz:
+        return
+    silicon = rate * rates.device.sm_count * rates.device.max_sm_clock_mhz * 2 / 1e6
+    tensor = rates.tensor("s4")
+    if listed < LISTED_SHORTFALL * silicon and tensor is not None:
+        used = "the measured rate was used" if tensor.origin == "measured" else "the listed rate was used"
+        yield (
+            f"The datasheet lists {listed:g} INT4 TOPS where the architecture's rate gives {silicon:.0f}; {used}, and "
+            "a measurement beats both."
+        )
+
+
+def _memory(device: Device, model: Model, chosen: Candidate, enough: bool, share: float) -> Iterable[str]:
+    if device.memory_mib is None:
+        return
+    memory = device.memory_mib * 2**20
+    have = f"{device.memory_mib / 1024:.1f} GiB" + (" a GPU" if model.tensor_parallel > 1 else "")
+    need = f"The weights in {chosen.label} take {chosen.weight_bytes / GIB:.1f} of {have}"
+    if not enough:
+        ranks = 1
+        while chosen.weight_bytes / ranks > share * memory:
+            ranks *= 2
+        more = ranks * model.tensor_parallel
+        yield f"{need} and do not fit: {share:.0%} of it may be used. Shard over more GPUs: --tp {more}."
+        return
+    tokens = int((share * memory - chosen.weight_bytes) / model.kv_bytes_per_token)
+    yield f"{need}; what is left below {share:.0%} of it holds {tokens:,} tokens of a 16-bit KV cache."
+
+
+def named(candidate: Candidate) -> str:
+    """Its label, the format in capitals."""
+    return candidate.label[: len(candidate.format)].upper() + candidate.label[len(candidate.format) :]

@@ -1,0 +1,237 @@
+"""The main job: discover, measure, plan, write the profile and its report; without a GPU, predict and say so.
+
+Everything that can be refused (model, workload, folder, an earlier measured profile) is refused before the GPU is
+touched, and the files of a run appear together at its end or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal, get_args
+
+from apex4_probe.checkout import commit
+from apex4_probe.deployment import (
+    CoIssue,
+    Device,
+    Environment,
+    Format,
+    Measurement,
+    Profile,
+    Provenance,
+    WorkloadRecord,
+)
+from apex4_probe.discovery import LocalGpu, NoGpuError, discover, environment
+from apex4_probe.errors import ApexError
+from apex4_probe.models import DEFAULT_MODEL, Model, load_model, shard
+from apex4_probe.workload import DEFAULT_WORKLOAD, parse_workload
+
+if TYPE_CHECKING:
+    from apex4_probe.datasheets import Datasheet
+
+ProgressCallback = Callable[[str, float], None]  # what is being done, and how much of the measuring is behind us, 0 … 1
+Mode = Literal["default", "full", "predicted"]
+MAX_TENSOR_PARALLEL = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as typed. ``command`` goes into the profile."""
+
+    model: str = DEFAULT_MODEL
+    workload: str = DEFAULT_WORKLOAD
+    format: str = "auto"
+    max_quality_loss: float = 0.15
+    min_speedup: float = 1.2
+    tensor_parallel: int = 1
+    device: str | int = "0"
+    full: bool = False
+    like: str | None = None
+    require_gpu: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request whose every part has been read and found good."""
+
+    model: Model
+    workload: WorkloadRecord
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a request comes down to on this machine: GPUs to measure, or datasheets to predict from and why."""
+
+    gpus: tuple[LocalGpu, ...] = ()
+    datasheets: tuple[Datasheet, ...] = ()
+    reason: str = ""
+
+    @property
+    def measured(self) -> bool:
+        return bool(self.gpus)
+
+    @property
+    def first_line(self) -> str:
+        """What a reader must know before any figure."""
+        if self.measured:
+            return "Measuring " + ", ".join(describe(gpu) for gpu in self.gpus) + "."
+        return f"Nothing was measured: {self.reason}. Every figure below is predicted from datasheets."
+
+
+def read(request: Request) -> Question:
+    """Validate a request. Raises ApexError naming the option."""
+    if request.format not in ("auto", *get_args(Format)):
+        raise ApexError(f"--format {request.format}: expected auto, {', '.join(get_args(Format))}")
+    if not 0 <= request.max_quality_loss < math.inf:
+        raise ApexError(f"--max-quality-loss {request.max_quality_loss}: expected nats per token, 0 or more")
+    if not 0 <= request.min_speedup < math.inf:
+        raise ApexError(f"--min-speedup {request.min_speedup}: expected a ratio, 0 or more")
+    if not 1 <= request.tensor_parallel <= MAX_TENSOR_PARALLEL:
+        raise ApexError(f"--tp {request.tensor_parallel}: expected 1 to {MAX_TENSOR_PARALLEL} shards")
+    model = shard(load_model(request.model), request.tensor_parallel)
+    workload = WorkloadRecord(
+        model=model.name,
+        points=parse_workload(request.workload),
+        tensor_parallel=request.tensor_parallel,
+        format=request.format,  # type: ignore[arg-type]  # checked above
+        max_quality_loss=request.max_quality_loss,
+        min_speedup=request.min_speedup,
+    )
+    return Question(model, workload)
+
+
+def find_targets(request: Request) -> Targets:
+    """GPUs, else datasheets. Raises ApexError for an unknown --like or a GPU that cannot be used."""
+    from apex4_probe.datasheets import datasheets, find
+
+    if request.like is not None:
+        if request.require_gpu:
+            raise ApexError("--like predicts and --require-gpu insists on measuring: choose one")
+        return Targets(datasheets=(find(request.like),), reason=f"--like asks for {find(request.like).name}")
+    try:
+        return Targets(gpus=tuple(discover(request.device)))
+    except NoGpuError as error:
+        if request.require_gpu:
+            raise NoGpuError(
+                f'{error}, and --require-gpu was given; predict instead: apex4-probe run --like "RTX 3090"'
+            ) from error
+        return Targets(datasheets=tuple(datasheets()), reason=str(error))
+
+
+def measure(gpu: LocalGpu, question: Question, request: Request, progress: ProgressCallback) -> Profile:
+    """Measure one GPU and decide. Raises ApexError."""
+    from apex4_probe.architecture import architecture
+    from apex4_probe.microbench import suite
+
+    start = time.monotonic()
+    measured = suite.measure(gpu.index, full=request.full, progress=progress)
+    progress("planning", 1.0)
+    facts = architecture(gpu.device.compute_capability)
+    notes = [] if facts.kernels else [f"The kernel catalogue has nothing for this GPU: {facts.kernels_reason}"]
+    return _profile(
+        gpu.device,
+        environment(gpu.driver, gpu.cuda),
+        measured.measurements,
+        measured.co_issue,
+        question,
+        Provenance(
+            command=request.command,
+            commit=commit(),
+            duration_s=round(time.monotonic() - start, 1),
+            mode="full" if request.full else "default",
+            warnings=[*([gpu.busy] if gpu.busy else []), *measured.warnings],
+        ),
+        notes,
+    )
+
+
+def predict(datasheet: Datasheet, question: Question, request: Request) -> Profile:
+    """The profile that ``datasheet``'s GPU would have, every figure marked predicted or datasheet."""
+    from apex4_probe.prediction import predict_device
+
+    device, measurements, co_issue = predict_device(datasheet)
+    provenance = Provenance(command=request.command, commit=commit(), mode="predicted")
+    return _profile(device, environment(), measurements, co_issue, question, provenance, [])
+
+
+def _profile(
+    device: Device,
+    here: Environment,
+    measurements: Sequence[Measurement],
+    co_issue: Sequence[CoIssue],
+    question: Question,
+    provenance: Provenance,
+    notes: Sequence[str],
+) -> Profile:
+    from apex4_probe.planner import plan
+
+    planned = plan(device, measurements, co_issue, question.workload, question.model)
+    return Profile(
+        tool_version=version("apex4-probe"),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        origin="predicted" if provenance.mode == "predicted" else "measured",
+        device=device,
+        environment=here,
+        provenance=provenance,
+        measurements=list(measurements),
+        co_issue=list(co_issue),
+        rho=planned.rho,
+        balance=list(planned.balance),
+        decision=planned.decision,
+        w4a4=planned.w4a4,
+        workload=question.workload,
+        layers=list(planned.layers),
+        rejected=list(planned.rejected),
+        notes=[*planned.notes, *(note for note in notes if note not in planned.notes)],
+    )
+
+
+def run(
+    device: int | str = 0,
+    *,
+    model: str = DEFAULT_MODEL,
+    workload: str = DEFAULT_WORKLOAD,
+    format: str = "auto",
+    max_quality_loss: float = 0.15,
+    min_speedup: float = 1.2,
+    tp: int = 1,
+    full: bool = False,
+    like: str | None = None,
+    progress: ProgressCallback = lambda _step, _done: None,
+) -> Profile:
+    """What the verb does for one GPU, without writing a file: measure ``device`` and decide, or predict ``like``.
+
+    Raises NoGpuError where there is no GPU and ``like`` is None, ApexError for everything else that is refused.
+    """
+    request = Request(
+        model, workload, format, max_quality_loss, min_speedup, tp, device, full, like, require_gpu=like is None
+    )
+    request = replace(request, command=_python_call(request))
+    question = read(request)
+    targets = find_targets(request)
+    if targets.datasheets:
+        return predict(targets.datasheets[0], question, request)
+    if len(targets.gpus) > 1:
+        raise ApexError(f"apex4_probe.run measures one GPU a call and device={device!r} names {len(targets.gpus)}")
+    return measure(targets.gpus[0], question, request, progress)
+
+
+def _python_call(request: Request) -> str:
+    """The call that repeats ``request``: every argument that is not the default."""
+    names = {"tensor_parallel": "tp"}
+    told = [
+        f"{names.get(field.name, field.name)}={getattr(request, field.name)!r}"
+        for field in fields(Request)
+        if field.name not in ("command", "require_gpu") and getattr(request, field.name) != field.default
+    ]
+    return f"apex4_probe.run({', '.join(told)})"
+
+
+def describe(gpu: LocalGpu) -> str:
+    mig = f", MIG slice {gpu.device.mig}" if gpu.device.mig else ""
+    return f"GPU {gpu.index} ({gpu.device.name}{mig})"

@@ -1,0 +1,1 @@
+"""A profile as terminal text, PNG plots and one self-contained HTML page."""

@@ -1,0 +1,90 @@
+"""The verdict per layer, its times and its reasons as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from apex4_probe.deployment import LayerPlan, LayerTime, Profile
+from apex4_probe.reports import wording
+from apex4_probe.reports.tables import ABSENT, Row, Table, columns_of
+
+LAYER_CAPTION = (
+    "Speed-up over FP16 at M tokens, activation quantisation counted in; in brackets from no overlap of the pipes to "
+    "full overlap. Margin: time of the runner-up over ours, minus 1."
+)
+
+
+def speedup(time: LayerTime) -> float | None:
+    return time.us_fp16 / time.us if time.us > 0 else None
+
+
+def speedup_interval(time: LayerTime) -> tuple[float, float] | None:
+    """Speed-up over FP16 with no overlap of the pipes, and with full overlap."""
+    if time.us_low <= 0 or time.us_high <= 0:
+        return None
+    return time.us_fp16 / time.us_high, time.us_fp16 / time.us_low
+
+
+def speedup_text(time: LayerTime) -> str:
+    text = wording.times(speedup(time), time.origin)
+    bounds = speedup_interval(time)
+    if bounds is None or wording.times(bounds[0]) == wording.times(bounds[1]):
+        return text
+    return f"{text} ({bounds[0]:.2f}–{bounds[1]:.2f})"
+
+
+def batch_sizes(layers: Iterable[LayerPlan]) -> list[int]:
+    return sorted({time.m for layer in layers for time in layer.times})
+
+
+def layer_table(profile: Profile) -> Table:
+    """The verdict per layer role, one column for every M."""
+    sizes = batch_sizes(profile.layers)
+    rows = []
+    for layer in profile.layers:
+        by_m = {time.m: time for time in layer.times}
+        speedups = (speedup_text(by_m[m]) if m in by_m else ABSENT for m in sizes)
+        cells = (*_layer_head(layer), *speedups, wording.percent(layer.margin))
+        rows.append(Row(cells, predicted=any(time.origin == "predicted" for time in layer.times)))
+    titles = ["role", "#N × K", "format", "granularity", *(f"#M = {m}" for m in sizes), "#margin"]
+    return Table("Verdict per layer", columns_of(*titles), tuple(rows), LAYER_CAPTION)
+
+
+def _layer_head(layer: LayerPlan) -> tuple[str, str, str, str]:
+    return layer.role, f"{layer.n} × {layer.k}", wording.format_name(layer.format), layer.granularity
+
+
+def layer_times_table(profile: Profile) -> Table:
+    """Every predicted or measured time behind the verdict per layer, in microseconds."""
+    rows = []
+    for layer in profile.layers:
+        for time in layer.times:
+            figures = (time.us, time.us_low, time.us_high, time.us_quantise, time.us_fp16)
+            cells = (
+                *_layer_head(layer),
+                str(layer.count),
+                str(time.m),
+                *(wording.number(figure, time.origin) for figure in figures),
+                speedup_text(time),
+                wording.clean(time.bound_by),
+                time.origin,
+            )
+            rows.append(Row(cells, predicted=time.origin == "predicted"))
+    titles = ["role", "#N × K", "format", "granularity", "#count", "#M", "#us", "#full overlap", "#no overlap"]
+    titles += ["#quantising", "#FP16 us", "#speed-up", "bound by", "origin"]
+    return Table(
+        "Times per layer",
+        columns_of(*titles),
+        tuple(rows),
+        "Microseconds a layer; us includes quantising the activations.",
+    )
+
+
+def layer_reasons(profile: Profile) -> list[tuple[str, str]]:
+    """Roles that share a reason, and the reason."""
+    roles: dict[str, list[str]] = {}
+    for layer in profile.layers:
+        known = roles.setdefault(wording.prose(layer.reason), [])
+        if layer.role not in known:
+            known.append(layer.role)
+    return [(", ".join(names), reason) for reason, names in roles.items() if reason]

@@ -1,0 +1,124 @@
+"""The schema refuses what no honest writer produces, and its JSON Schema is the one that is shipped."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import ValidationError
+from sample_profile import predicted_profile, sample_co_issue, sample_measurements, sample_profile
+
+from apex4_probe.deployment import CoIssue, KernelChoice, Measurement, Profile, RhoFigure, json_schema
+from apex4_probe.profile_file import json_schema_text, profile_text
+
+
+def measurement(**changes: Any) -> Measurement:
+    fields = {"name": "ffma", "instruction": "FFMA", "value": 64.3, "unit": "TFLOPS", "origin": "measured"}
+    return Measurement.model_validate({**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": None}, "'ffma' has neither a value nor the reason why not"),
+        ({"unsupported": "no such instruction"}, "'ffma' has a value and is called unsupported"),
+        ({"value": -1.0}, "greater than or equal to 0"),
+        ({"value": float("nan")}, "finite number"),
+        ({"value": float("inf")}, "finite number"),
+        ({"peak_fraction": 1.0201}, "less than or equal to 1.02"),
+        ({"spread": -0.001}, "greater than or equal to 0"),
+        ({"samples": -1}, "greater than or equal to 0"),
+        ({"origin": "guessed"}, "'measured', 'predicted' or 'datasheet'"),
+    ],
+)
+def test_a_dishonest_measurement_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        measurement(**changes)
+
+
+def test_what_is_at_the_edge_is_accepted() -> None:
+    assert measurement(peak_fraction=1.02, spread=0.0, value=0.0).peak_fraction == 1.02
+    assert measurement(value=None, unsupported="needs 12.x").value is None
+
+
+def test_a_co_issue_point_has_no_negative_spread() -> None:
+    fields = sample_co_issue()[1].model_dump()
+    with pytest.raises(ValidationError, match="spread"):
+        CoIssue.model_validate({**fields, "spread": -0.1})
+
+
+def test_a_measured_profile_holds_a_measurement() -> None:
+    figures = [figure.model_copy(update={"origin": "datasheet"}) for figure in sample_measurements()]
+    blank = next(figure for figure in sample_measurements() if figure.value is None)  # measured, but nothing came of it
+    for without in ([], figures, [*figures, blank]):
+        with pytest.raises(ValidationError, match='origin is "measured", but no measurement is'):
+            sample_profile(measurements=without)
+    assert len(sample_profile(measurements=[*figures, measurement()]).measurements) == len(figures) + 1
+
+
+def test_a_predicted_profile_holds_nothing_measured() -> None:
+    predicted, measured = predicted_profile(), sample_profile()
+    kernel = KernelChoice(
+        m_max=16, variant="v", tile="t", stages=4, split_k=1, us=1, us_quantise=0, speedup=2, origin="measured"
+    )
+    layers = list(predicted.layers)
+    timed = layers[0].times[0].model_copy(update={"origin": "measured"})
+    half_measured = predicted.balance[0].model_copy(update={"overlap_origin": "measured"})
+    for field, value, place in [
+        ("measurements", [*predicted.measurements, measurement()], "measurements: 'ffma'"),
+        ("co_issue", [*predicted.co_issue, measured.co_issue[2]], "co_issue: 'wgmma.s8' 'ffma' k = 2"),
+        ("balance", [*predicted.balance[1:], measured.balance[0]], "balance: 'none'"),
+        ("balance", [half_measured], "balance: 'none'"),
+        ("rho", {"int8": RhoFigure(measured=29.6, usable=True)}, "rho: int8"),
+        ("layers", [layers[0].model_copy(update={"times": [timed]})], "layers: q"),
+        ("layers", [layers[6].model_copy(update={"kernels": [kernel]})], "layers: down"),
+    ]:
+        with pytest.raises(ValidationError) as caught:
+            predicted_profile(**{field: value})
+        assert f'origin is "predicted", but {place} is marked measured' in str(caught.value)
+
+
+def test_a_field_of_a_newer_minor_schema_is_ignored() -> None:
+    fields = sample_profile().model_dump()
+    fields["device"]["nvlink"] = 18
+    profile = Profile.model_validate({**fields, "schema_version": "1.9", "carbon": {"g": 3}})
+    assert profile.device == sample_profile().device
+    assert not hasattr(profile, "carbon")
+
+
+def test_the_shipped_json_schema_is_the_generated_one() -> None:
+    shipped = importlib.resources.files("apex4_probe.profiles").joinpath("profile.schema.json").read_text("utf-8")
+    assert json.loads(shipped) == json_schema(), (
+        "run: python -c \"from apex4_probe.profile_file import json_schema_text as t; print(t(), end='')\" "
+        "> profiles/profile.schema.json"
+    )
+    assert json.loads(json_schema_text()) == json_schema()
+
+
+@pytest.mark.parametrize("profile", [sample_profile(), predicted_profile()], ids=["measured", "predicted"])
+def test_a_written_profile_validates_under_the_json_schema(profile: Profile) -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(yaml.safe_load(profile_text(profile)))
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (lambda fields: fields["measurements"][0].pop("value"), ["measurements", 0]),
+        (lambda fields: fields["measurements"][0].update(unsupported="both"), ["measurements", 0]),
+        (lambda fields: fields["measurements"][0].update(peak_fraction=1.5), ["measurements", 0, "peak_fraction"]),
+        (lambda fields: fields["decision"].update(format="w2a2"), ["decision", "format"]),
+        (lambda fields: fields["device"].pop("name"), ["device"]),
+    ],
+)
+def test_the_json_schema_refuses_what_the_reader_refuses(change: Any, path: list[str | int]) -> None:
+    fields = yaml.safe_load(profile_text(sample_profile()))
+    change(fields)
+    errors = list(jsonschema.Draft202012Validator(json_schema()).iter_errors(fields))
+    # A figure that may be null is one of two branches, so what is wrong may lie a level below.
+    assert [list(error.absolute_path)[: len(path)] for error in errors] == [path]
