@@ -98,11 +98,19 @@ def _print_mismatches(title: str, mismatches: Sequence[Mismatch], console: Conso
 
 
 def _print_drift(figures: Sequence[Drift], console: Console) -> None:
-    rows = []
+    table = Table(title="Measured again", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("figure")
+    for head in ("unit", "before", "now", "change", ""):
+        table.add_column(head, no_wrap=True, justify="right" if head in ("before", "now", "change") else "left")
     for figure in figures:
-        judgement = figure.why if figure.significant else f"not significant: {figure.why}"
-        rows.append((f"{figure.name}, {figure.unit}", _figure(figure.before), _figure(figure.now), judgement))
-    _print_table("Measured again", ("figure", "in the profile", "now", "judgement"), rows, console)
+        change = "–" if figure.ratio is None else f"{figure.ratio - 1:+.1%}"
+        judgement = "drifted" if figure.significant else "same"
+        cells = (figure.name, figure.unit, _figure(figure.before), _figure(figure.now), change, judgement)
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    for figure in figures:
+        if figure.significant:
+            console.print(Text(f"{figure.name}, {figure.unit}: {figure.why}."))
 
 
 def _figure(value: float | None) -> str:

@@ -163,7 +163,8 @@ class Gpu:
             kept.append(sample)
             rule.add(1.0 if np.isnan(sample.cycles) else sample.cycles, sample.wall_s)
         time.sleep(MARGIN_S)  # NVML speaks of the past
-        return Series(tuple(kept), self.conditions(kept[0].start), self.max_sm_clock_mhz, discarded)
+        counted = tuple(kept[-rule.window :])
+        return Series(counted, self.conditions(counted[0].start), self.max_sm_clock_mhz, discarded)
 
     def sustained(self, once: Callable[[], Sample], duration_s: float) -> Series:
         """Call ``once`` back to back for ``duration_s``; the first half, in which the clock settles, is not counted."""

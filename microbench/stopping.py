@@ -39,13 +39,17 @@ class StoppingRule:
         self.wall_s.append(wall_s)
 
     @property
+    def window(self) -> int:
+        """How many of the last samples count: half of them, so that a clock which settles first is left behind."""
+        return max(self.min_samples, len(self.cycles) // 2)
+
+    @property
     def steady(self) -> bool:
-        count = len(self.cycles)
-        if count < self.min_samples:
+        if len(self.cycles) < self.min_samples:
             return False
-        wall = np.asarray(self.wall_s)
-        standard_error = float(wall.std(ddof=1) / wall.mean()) / count**0.5
-        return spread(self.cycles) <= CYCLES_SPREAD and standard_error <= WALL_STANDARD_ERROR
+        wall = np.asarray(self.wall_s[-self.window :])
+        standard_error = float(wall.std(ddof=1) / wall.mean()) / len(wall) ** 0.5
+        return spread(self.cycles[-self.window :]) <= CYCLES_SPREAD and standard_error <= WALL_STANDARD_ERROR
 
     @property
     def done(self) -> bool:

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +33,8 @@ def lay_out(destination: Path) -> Path:
     return destination
 
 
-def mypy(layout: Path, cache: Path = ROOT / ".mypy_cache") -> subprocess.CompletedProcess[str]:
-    """mypy as ``make lint`` runs it."""
+def mypy(layout: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """mypy over the layout; ``cache`` may be shared by the runs of one process."""
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(cache)]
     environment = {**os.environ, "MYPYPATH": str(layout)}
     return subprocess.run(
@@ -52,17 +53,19 @@ def plant(layout: Path, folder: str) -> Path:
 
 
 def main() -> int:
-    result = mypy(lay_out(ROOT / "build" / "typecheck"))
-    print(result.stdout + result.stderr, end="")
-    if result.returncode != 0:
-        return result.returncode
-    for folder in MAPPED:
-        layout = lay_out(ROOT / "build" / "typecheck-planted")
-        plant(layout, folder)
-        planted = mypy(layout, cache=ROOT / "build" / "mypy-cache-planted")
-        if planted.returncode != 1 or f"apex4_probe/{folder}/__init__.py" not in planted.stdout:
-            print(f"mypy does not see apex4_probe.{folder}: a planted type error went unnoticed", file=sys.stderr)
-            return 1
+    # A folder of its own, cache included: two calls at once, or a cache of another state, must not decide anything.
+    with tempfile.TemporaryDirectory() as scratch:
+        layout, cache = Path(scratch) / "layout", Path(scratch) / "cache"
+        result = mypy(lay_out(layout), cache)
+        print(result.stdout + result.stderr, end="")
+        if result.returncode != 0:
+            return result.returncode
+        for folder in MAPPED:
+            plant(lay_out(layout), folder)
+            planted = mypy(layout, cache)
+            if planted.returncode != 1 or f"apex4_probe/{folder}/__init__.py" not in planted.stdout:
+                print(f"mypy does not see apex4_probe.{folder}: a planted type error went unnoticed", file=sys.stderr)
+                return 1
     print(f"mypy sees {', '.join(f'apex4_probe.{folder}' for folder in MAPPED)}: a type error planted in each is found")
     return 0
 
