@@ -123,9 +123,10 @@ class Measurement(Record):
 class CoIssue(Record):
     """Tensor Core loop with ``k`` CUDA-core instructions per accumulator and four MMA K-steps.
 
-    ``cycles_over_mma_alone``: t_both / t_mma. ``overlap`` = (t_mma + t_cuda - t_both) / min(t_mma, t_cuda), t_cuda from
-    the same loop without the MMA; None at k = 0. ``wall_over_mma_alone``: the same ratio in wall time, so that
-    contention (both move) and power (only this one does) can be told apart.
+    ``cycles_over_mma_alone``: t_both / t_mma, of the slowest SM; ``sm_spread``: its cycles over the median SM's, minus 1
+    (warpgroups may fall into step on some SMs only). ``overlap`` = (t_mma + t_cuda - t_both) / min(t_mma, t_cuda),
+    t_cuda from the same loop without the MMA; None at k = 0. ``wall_over_mma_alone``: the same ratio in wall time, so
+    that contention (both move) and power (only this one does) can be told apart.
     """
 
     mma: str  # "wgmma.s8", "wgmma.f16", "mma.s8", "mma.f16"
@@ -138,6 +139,7 @@ class CoIssue(Record):
     wall_over_mma_alone: float | None = None
     overlap: float | None = None
     spread: float | None = Field(default=None, ge=0)
+    sm_spread: float | None = Field(default=None, ge=0)
     sm_clock_mhz: float | None = None
     throttle: list[str] = []
     samples: int = 0

@@ -110,10 +110,14 @@ def _compile(kernel: Kernel) -> tuple[bytes, str]:
         return nvrtc.getCUBIN(program) + b"\0", log
     except nvrtc.NVRTCError as error:
         lines = nvrtc.getProgramLog(program).splitlines() or [str(error)]
-        blamed = [line for line in lines if re.search(r"\berror\b", line)] or lines  # "aborted due to errors" says nothing
+        blamed = [
+            line for line in lines if re.search(r"\berror\b", line)
+        ] or lines  # "aborted due to errors" says nothing
         first = blamed[0]
         version = "{}.{}".format(*nvrtc_version())
-        raise CompileError(f"NVRTC {version} cannot compile {kernel.name} for {kernel.target}: {first.strip()}") from None
+        raise CompileError(
+            f"NVRTC {version} cannot compile {kernel.name} for {kernel.target}: {first.strip()}"
+        ) from None
     finally:
         nvrtc.destroyProgram(program)
 

@@ -45,7 +45,8 @@ class Wgmma:
         return f"m64n{self.n}k{self.k}.{self.a_from}"
 
     def header(self) -> str:
-        """``struct WGMMA`` with ``mma<scale_d>(c, a, b)``: C = A x B + (scale_d ? C : 0), asynchronously; ``b`` and, from
+        """``struct WGMMA`` with ``mma<scale_d>(c, a, b)``: C = A x B + (scale_d ? C : 0), asynchronously; ``b`` and,
+        from
         shared memory, ``a`` are matrix descriptors."""
         count = self.accumulators
         registers = ",".join(f"%{i}" for i in range(count))

@@ -1,1 +1,2 @@
-"""Measuring: stopping rule, clocks, instruction probes, co-issue, bandwidth, launch latency. Nothing else times a kernel."""
+"""Measuring: stopping rule, clocks, instruction probes, co-issue, bandwidth, launch latency. Nothing else times a
+kernel."""

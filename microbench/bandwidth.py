@@ -73,13 +73,17 @@ def _memory(gpu: Gpu, modules: dict[int, Any]) -> list[list[_Timed]]:
         grid = min(gpu.sm_count * per_sm, chunks)
         labels: dict[str, int | float | str] = {"in_flight": in_flight, "ctas": grid}
 
-        def launch(name: str, *arguments: Any, module: Any = modules[in_flight], grid: int = grid) -> Callable[[], None]:
+        def launch(
+            name: str, *arguments: Any, module: Any = modules[in_flight], grid: int = grid
+        ) -> Callable[[], None]:
             function = module.get_function(name)
             return lambda: function((grid,), (THREADS,), arguments)
 
         copied = chunks * chunk
         found["memory.copy"].append(
-            _Timed("memory.copy", launch("copy", target, source, np.int32(chunks)), 2 * copied, labels | {"bytes": copied})
+            _Timed(
+                "memory.copy", launch("copy", target, source, np.int32(chunks)), 2 * copied, labels | {"bytes": copied}
+            )
         )
         if per_sm == CTAS_PER_SM[-1]:
             continue  # reading leaves one word a thread: with a CTA a chunk that would be a stream of its own
@@ -125,11 +129,18 @@ def _shared(gpu: Gpu, module: Any, cubin: Cubin) -> Measurement:
         peak_fraction=per_clock / peak if peak else None,
     )
     try:
-        gate = check(sass.disassemble(cubin.image)["shared_read"], r"LDS\.", SHARED_LOADS, overhead=3.0)  # two LOP3 a load
+        gate = check(
+            sass.disassemble(cubin.image)["shared_read"], r"LDS\.", SHARED_LOADS, overhead=3.0
+        )  # two LOP3 a load
         facts: dict[str, Any] = {"instruction": gate.instruction, "sass_verified": gate.verified}
     except sass.DisassemblyError:
         facts = {}
-    clocks = {"per_clk_per_sm": per_clock, "per_clk_unit": "B", "sm_clock_mhz": series.sm_clock_mhz, "throttle": series.throttle}
+    clocks = {
+        "per_clk_per_sm": per_clock,
+        "per_clk_unit": "B",
+        "sm_clock_mhz": series.sm_clock_mhz,
+        "throttle": series.throttle,
+    }
     return record.model_copy(update=facts | clocks)
 
 

@@ -1,9 +1,13 @@
 """Co-issue: how much CUDA-core work hides behind the Tensor Core.
 
-A Tensor Core loop is timed alone, the CUDA-core work alone, and both together, k = 0 … 8 instructions per accumulator and
-four MMA K-steps. t_both / t_mma over k is the curve; where it leaves 1 is the knee, where dequantisation stops being free.
-Cycles are read in the kernel, so power does not bend the curve; wall time beside it shows what power costs.
-"""
+A Tensor Core loop is timed alone, the CUDA-core work alone, and both together, k = 0 … 8 instructions per accumulator
+and four MMA K-steps. t_both / t_mma over k is the curve; where it leaves 1 is the knee, where dequantisation stops
+being free. Cycles are read in the kernel, so power does not bend the curve; wall time beside it shows what power
+costs.
+
+The cycles are those of the slowest SM, which a kernel waits for. It matters: two warpgroups without a hand-over fall
+into step on some SMs (both multiply, then both compute: the work is seen in full) and out of step on others (it is
+free), so the median SM would tell of the luckier half. ``sm_spread`` shows where that happens."""
 
 from __future__ import annotations
 
@@ -40,8 +44,12 @@ WORK: dict[str, tuple[str, tuple[str, ...]]] = {
     "mix.magic_fadd_ffma": ("mix_magic_fadd_ffma", ("FADD", "FFMA")),
     "mix.imad": ("mix_imad", (r"IMAD$",)),
 }
-INSTRUCTIONS = tuple(name for name in WORK if not name.startswith("mix."))
+SINGLE = tuple(name for name in WORK if not name.startswith("mix."))
 MIXES = tuple(name for name in WORK if name.startswith("mix."))
+OPERANDS: tuple[Literal["s8", "f16"], ...] = ("s8", "f16")
+SYNC: tuple[Placement, ...] = ("same_warps", "other_warps")
+HANDOVERS: tuple[Placement, ...] = ("at_issue", "after_complete", "no_handover")
+WARPGROUPS: tuple[Placement, ...] = ("other_warps", *HANDOVERS)
 MACRO_OF = {"other_warps": "OTHER_WARPS", "at_issue": "AT_ISSUE", "after_complete": "AFTER_COMPLETE",
             "no_handover": "NO_HANDOVER", "same_warps": "SAME_WARPS"}  # fmt: skip
 
@@ -105,7 +113,7 @@ class Curve:
         if self.loop.wgmma:
             return probe_kernel("co_issue_wgmma.cu", target, self.loop.wgmma, **macros)
         mma = f"mma_{self.loop.operand}_{self.loop.shape}"
-        return probe_kernel("co_issue_mma.cu", target, MMA=mma, MMA_WARPS=MMA_WARPS, **macros)
+        return probe_kernel("co_issue_mma.cu", target, None, MMA=mma, MMA_WARPS=MMA_WARPS, **macros)
 
     @property
     def threads(self) -> int:
@@ -121,37 +129,46 @@ class Curve:
 
 
 def curves(architecture: Architecture, full: bool) -> tuple[Curve, ...]:
-    """What is measured on an architecture. Default: the points that the planner needs and the four that tell the story;
-    ``full``: everything."""
-    has_wgmma = architecture.support("wgmma.s8.m64n256k32.rs").level == "native"
-    has_s4 = architecture.support("mma.s4.m16n8k64").level == "native"
-    has_s8 = architecture.support("mma.s8.m16n8k32").level == "native"
-    if not has_s8:
+    """What is measured on an architecture: by default what the planner needs and the lines that tell the story, with
+    ``full`` everything. Nothing where INT8 has no native m16n8k32."""
+
+    def native(name: str) -> bool:
+        return architecture.support(name).level == "native"
+
+    if not native("mma.s8.m16n8k32"):
         return ()
-    sync = [Loop("s8"), Loop("f16"), *([Loop("s4")] if has_s4 else [])]
-    found: list[Curve] = []
-    if full:
-        for loop in sync:
-            for placement in ("same_warps", "other_warps"):
-                found += [Curve(loop, placement, name, ALL_K) for name in INSTRUCTIONS]
-        found += [Curve(loop, "same_warps", mix, MIX_K) for loop in sync if loop.operand != "f16" for mix in MIXES]
-        if has_wgmma:
-            for loop in [Loop(operand, Wgmma(operand, n, "rs")) for operand in ("s8", "f16") for n in (64, 128, 256)]:
-                for placement in ("other_warps", "at_issue", "after_complete", "no_handover"):
-                    found += [Curve(loop, placement, name, ALL_K) for name in INSTRUCTIONS]  # type: ignore[arg-type]
-            for loop in [Loop("s8", Wgmma("s8", n, "rs")) for n in (64, 128)]:  # two sets of n = 256 need 256 registers
-                for placement in ("at_issue", "after_complete", "no_handover"):
-                    found += [Curve(loop, placement, mix, MIX_K) for mix in MIXES]  # type: ignore[arg-type]
-        return tuple(found)
-    for loop in (loop for loop in sync if loop.operand != "f16"):
-        found += [Curve(loop, "same_warps", name, (0, 1, 2, 4)) for name in ("ffma", "imad", "i2f_ffma")]
-        found += [Curve(loop, "same_warps", mix, (1,)) for mix in MIXES]
-    if has_wgmma:
-        wide = Loop("s8", Wgmma("s8", 256, "rs"))
-        found += [Curve(wide, p, "ffma", (0, 1, 2, 4)) for p in ("at_issue", "after_complete", "no_handover", "other_warps")]  # type: ignore[arg-type]
-        found += [Curve(wide, "other_warps", "nop", (1, 2)), Curve(wide, "at_issue", "i2f_ffma", (1, 2)), Curve(wide, "at_issue", "imad", (1, 2))]
-        found += [Curve(Loop("s8", Wgmma("s8", 128, "rs")), "at_issue", mix, (1,)) for mix in MIXES]
+    integer = [Loop("s8"), *([Loop("s4")] if native("mma.s4.m16n8k64") else [])]
+    if not full:
+        return (*_default_sync(integer), *(_default_wgmma() if native("wgmma.s8.m64n256k32.rs") else ()))
+    found = [Curve(loop, where, name, ALL_K) for loop in (*integer, Loop("f16")) for where in SYNC for name in SINGLE]
+    found += [Curve(loop, "same_warps", mix, MIX_K) for loop in integer for mix in MIXES]
+    if native("wgmma.s8.m64n256k32.rs"):
+        loops = [_wgmma(operand, n) for operand in OPERANDS for n in (64, 128, 256)]
+        found += [Curve(loop, where, name, ALL_K) for loop in loops for where in WARPGROUPS for name in SINGLE]
+        narrow = [_wgmma("s8", n) for n in (64, 128)]  # two accumulator sets of n = 256 would need all 256 registers
+        found += [Curve(loop, where, mix, MIX_K) for loop in narrow for where in HANDOVERS for mix in MIXES]
     return tuple(found)
+
+
+def _default_sync(loops: Sequence[Loop]) -> list[Curve]:
+    found = []
+    for loop in loops:
+        found += [Curve(loop, "same_warps", name, (0, 1, 2, 4)) for name in ("ffma", "imad", "lop3", "i2f_ffma")]
+        found += [Curve(loop, "same_warps", mix, (1,)) for mix in MIXES]
+    return found
+
+
+def _default_wgmma() -> list[Curve]:
+    wide, narrow = _wgmma("s8", 256), _wgmma("s8", 128)
+    found = [Curve(wide, where, "ffma", (0, 1, 2, 4)) for where in WARPGROUPS]
+    found += [Curve(wide, "at_issue", name, (1, 2)) for name in ("imad", "lop3", "i2f_ffma", "nop")]
+    found += [Curve(wide, "other_warps", "nop", (1, 2))]
+    found += [Curve(narrow, "at_issue", mix, (1,)) for mix in MIXES]
+    return found
+
+
+def _wgmma(operand: Literal["s8", "f16"], n: int) -> Loop:
+    return Loop(operand, Wgmma(operand, n, "rs"))
 
 
 def compile_curves(
@@ -234,7 +251,8 @@ class CoIssueProbe:
             cuda_over_mma_alone=t_cuda / t_mma if t_cuda else None,
             wall_over_mma_alone=median(s.wall_s for s in both) / median(s.wall_s for s in alone),
             overlap=overlap,
-            spread=spread([s.cycles for s in both]),
+            spread=spread([s.slowest_cycles for s in both]),
+            sm_spread=median(s.slowest_cycles / s.cycles for s in both) - 1,
             sm_clock_mhz=median(s.sm_clock_mhz for s in both),
             throttle=throttle,
             samples=len(both),
@@ -261,8 +279,16 @@ class CoIssueProbe:
         few, many = (launch(n).wall_s for n in (32, 160))
         iterations = max(32, round(TARGET_S / max((many - few) / 128, 1e-8)))
         samples = [launch(iterations) for _ in range(SAMPLES)]
-        return [replace(s, cycles=s.cycles / iterations, wall_s=s.wall_s / iterations) for s in samples]
+        return [
+            replace(
+                sample,
+                cycles=sample.cycles / iterations,
+                slowest_cycles=sample.slowest_cycles / iterations,
+                wall_s=sample.wall_s / iterations,
+            )
+            for sample in samples
+        ]
 
 
 def _cycles(samples: list[Sample]) -> float:
-    return median(sample.cycles for sample in samples)
+    return median(sample.slowest_cycles for sample in samples)

@@ -1,8 +1,7 @@
 """Running a probe on one GPU: launch, cycles from inside the kernel, wall time around it, conditions beside it.
 
-The one place, with bandwidth.py, that opens a CUDA event. A CTA asks for more than half of an SM's shared memory, so that
-a grid of one CTA an SM never puts two on one.
-"""
+The one place, with bandwidth.py, that opens a CUDA event. A CTA asks for more than half of an SM's shared memory, so
+that a grid of one CTA an SM never puts two on one."""
 
 from __future__ import annotations
 
@@ -26,16 +25,21 @@ from apex4_probe.nvml import Nvml, NvmlMissingError
 
 MAX_THREADS, MAX_WARPS = 1024, 32
 CLOCK_TOLERANCE = 0.02  # launch latency makes a clock seem half a per cent lower than it is
+IDLE_S = 0.2  # before a burst, so that it does not inherit the power budget that the last probe used up
 MAX_DISCARDED = 50  # a GPU that is thermally limited throughout is measured as it is, and says so
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One launch. ``cycles``: the median SM's. ``wall_s``: between two events on the stream, launch latency included."""
+    """One launch. ``cycles``: the median SM's; ``slowest_cycles``: those of the SM that the launch waits for.
+
+    ``wall_s``: between two events on the stream, launch latency included. ``start``, ``end``: time.monotonic().
+    """
 
     cycles: float
     wall_s: float
-    start: float = 0.0  # time.monotonic()
+    slowest_cycles: float = float("nan")
+    start: float = 0.0
     end: float = 0.0
 
     @property
@@ -75,8 +79,10 @@ class Series:
 
     @property
     def throttle(self) -> list[str]:
-        """Why the clock was lower than it may be; empty where it was not. NVML speaks of the last tenths of a second, so
-        a reason without a lower clock belongs to what ran before, and a burst is slowed long before NVML has a reason."""
+        """Why the clock was lower than it may be; empty where it was not. NVML speaks of the last tenths of a second,
+        so
+        a reason without a lower clock belongs to what ran before, and a burst is slowed long before NVML has a
+        reason."""
         known = self.max_sm_clock_mhz
         if known is not None and self.sm_clock_mhz >= known * (1 - CLOCK_TOLERANCE):
             return []
@@ -136,7 +142,7 @@ class Gpu:
         sample = self.timed(lambda: function((self.sm_count,), (threads,), arguments, shared_mem=self.shared_bytes))
         stamps = self._stamps.get()[:, : threads // 32]
         elapsed = stamps[:, :, 1].max(axis=1) - stamps[:, :, 0].min(axis=1)
-        return replace(sample, cycles=float(np.median(elapsed)))
+        return replace(sample, cycles=float(np.median(elapsed)), slowest_cycles=float(elapsed.max()))
 
     def timed(self, work: Callable[[], None]) -> Sample:
         """Wall time of ``work`` on the current stream by events. Cycles are not known here: NaN."""
@@ -148,10 +154,13 @@ class Gpu:
         work()
         after.record()
         after.synchronize()
-        return Sample(float("nan"), cupy.cuda.get_elapsed_time(before, after) / 1e3, start, time.monotonic())
+        wall_s = cupy.cuda.get_elapsed_time(before, after) / 1e3
+        return Sample(float("nan"), wall_s, start=start, end=time.monotonic())
 
     def sample(self, once: Callable[[], Sample], budget_s: float, min_samples: int = MIN_SAMPLES) -> Series:
-        """Call ``once`` until the stopping rule is satisfied. Samples that heat disturbed are repeated, and counted."""
+        """A burst: from idle, call ``once`` until the stopping rule is satisfied. Samples that heat disturbed are
+        repeated, and counted."""
+        time.sleep(IDLE_S)
         rule = StoppingRule(budget_s, min_samples)
         kept: list[Sample] = []
         discarded = 0
@@ -186,4 +195,3 @@ class Gpu:
             return None, None  # CUDA without NVML: some integrated parts and containers; clocks come from the kernel
         handle = nvml.handle_by_pci_bus_id(bus_id)
         return (nvml, handle) if handle is not None else (None, None)
-

@@ -26,7 +26,7 @@ PLATEAU = 0.01  # configurations this near to the best are on the plateau
 PEAK_TOLERANCE = 0.02  # for the timer
 TARGET_S = 1.5e-3  # of one launch: a thousand times its latency, far below the power controller's reaction
 BURST_BUDGET_S = 0.15
-SUSTAINED_S = 0.6  # of back-to-back launches; the first half lets the clock settle under the power cap
+SUSTAINED_S = 2.0  # of back-to-back launches; the first half lets the clock settle under the power cap
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ class InstructionProbe:
         return self.work * issuers * self.per_iteration(configuration, architecture)
 
 
-def _mma(name: str, macs: int, unit: Literal["TOPS", "TFLOPS"], kind: Kind, what: str, leading: bool = False) -> InstructionProbe:
+def _mma(
+    name: str, macs: int, unit: Literal["TOPS", "TFLOPS"], kind: Kind, what: str, leading: bool = False
+) -> InstructionProbe:
     return InstructionProbe(
         name, f"dense {what} on the Tensor Core by mma.sync, accumulators and operands in registers",
         "mma_sync.cu", name.replace(".", "_"), "", macs, unit, kind, leading=leading,
@@ -120,7 +122,9 @@ def _wgmma(wgmma: Wgmma, unit: Literal["TOPS", "TFLOPS"], kind: Kind, leading: b
     )  # fmt: skip
 
 
-def _cuda(name: str, opcode: str, kind: Kind, what: str, unit: Literal["TFLOPS", "Tinstr/s"] = "Tinstr/s") -> InstructionProbe:
+def _cuda(
+    name: str, opcode: str, kind: Kind, what: str, unit: Literal["TFLOPS", "Tinstr/s"] = "Tinstr/s"
+) -> InstructionProbe:
     return InstructionProbe(
         name, what, "cuda_core.cu", name.replace(".", "_"), opcode, 32, unit, kind, ilps=(4, 8, 16), warps=(8, 16, 32)
     )
@@ -161,7 +165,9 @@ def opcode(probe: InstructionProbe, architecture: Architecture) -> str:
     return probe.opcode or architecture.support(probe.name).sass.replace(".", r"\.") + r"(\.|$)"
 
 
-def gate(probe: InstructionProbe, configuration: Configuration, cubin: Cubin, architecture: Architecture) -> Gate | None:
+def gate(
+    probe: InstructionProbe, configuration: Configuration, cubin: Cubin, architecture: Architecture
+) -> Gate | None:
     """What the cubin's machine code says; None without a disassembler."""
     try:
         listing = sass.disassemble(cubin.image)["probe"]
@@ -170,7 +176,9 @@ def gate(probe: InstructionProbe, configuration: Configuration, cubin: Cubin, ar
     # A group of four wgmma from registers computes its descriptors beside them: as many instructions again, all hidden
     # behind an MMA that takes 128 clocks.
     overhead = 4.0 if probe.wgmma else OVERHEAD
-    return check(listing, opcode(probe, architecture), probe.per_iteration(configuration, architecture), overhead=overhead)
+    return check(
+        listing, opcode(probe, architecture), probe.per_iteration(configuration, architecture), overhead=overhead
+    )
 
 
 def unsupported(probe: InstructionProbe, reason: str) -> Measurement:

@@ -1,8 +1,8 @@
-"""What the probes multiply: random bits that are valid numbers of the type, because zeros draw less power and run faster.
+"""What the probes multiply: random bits that are valid numbers of the type, because zeros draw less power and run
+faster.
 
-A buffer is RANDOM_WORDS words of operands and four more that probes read by position (probes/probe.cuh): a zero; p and q;
-the accumulators' first value.
-"""
+A buffer is RANDOM_WORDS words of operands and four more that probes read by position (probes/probe.cuh): a zero; p
+and q; the accumulators' first value."""
 
 from __future__ import annotations
 

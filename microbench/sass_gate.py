@@ -13,7 +13,8 @@ OVERHEAD = 0.15
 @dataclass(frozen=True)
 class Gate:
     """What the machine code says. ``verified``: named instruction present as often as expected, little else, no spills;
-    for an emulated one: known to be absent. ``per_operation``: instructions that one operation costs, emulation included."""
+    for an emulated one: known to be absent. ``per_operation``: instructions that one operation costs, emulation
+    included."""
 
     instruction: str  # the mnemonic that does the work, modifiers included
     verified: bool

@@ -112,4 +112,3 @@ def _warnings(architecture: Architecture, measurements: list[Measurement]) -> li
     if hot:
         found.append(f"unsteady (spread over {UNSTEADY:.0%}), so read with care: {', '.join(dict.fromkeys(hot))}")
     return found
-

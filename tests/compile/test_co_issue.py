@@ -9,9 +9,11 @@ from apex4_probe.architecture import architecture
 from apex4_probe.kernels import sass
 from apex4_probe.kernels.compile import compile_kernel
 from apex4_probe.microbench import co_issue
-from apex4_probe.microbench.co_issue import ALL_K, INSTRUCTIONS, MIXES, Curve
+from apex4_probe.microbench.co_issue import ALL_K, MIXES, SINGLE, Curve
 
-DEFAULT = [(cc, curve) for cc in ("8.0", "8.6", "8.9", "9.0", "12.0") for curve in co_issue.curves(architecture(cc), False)]
+DEFAULT = [
+    (cc, curve) for cc in ("8.0", "8.6", "8.9", "9.0", "12.0") for curve in co_issue.curves(architecture(cc), False)
+]
 FULL_HOPPER = co_issue.curves(architecture("9.0"), True)
 
 
@@ -33,7 +35,9 @@ def test_default_curves_hold_their_loop(cc: str, curve: Curve):
 
 
 # One MMA type and width per placement and instruction: the others differ in the wrapper alone.
-WIDE = [c for c in FULL_HOPPER if c.loop.mma == "wgmma.s8" and c.loop.wgmma.n == (128 if c.instruction in MIXES else 256)]
+WIDE = [
+    c for c in FULL_HOPPER if c.loop.mma == "wgmma.s8" and c.loop.wgmma.n == (128 if c.instruction in MIXES else 256)
+]
 
 
 @pytest.mark.slow
@@ -60,15 +64,15 @@ def test_work_alone_has_no_mma():
 
 
 def test_full_set_on_hopper_is_what_the_profile_promises():
-    points = Counter((c.loop.mma, c.loop.shape, c.placement) for c in FULL_HOPPER if c.instruction in INSTRUCTIONS)
-    assert set(points.values()) == {len(INSTRUCTIONS)}
+    points = Counter((c.loop.mma, c.loop.shape, c.placement) for c in FULL_HOPPER if c.instruction in SINGLE)
+    assert set(points.values()) == {len(SINGLE)}
     wgmma = {key for key in points if key[0].startswith("wgmma")}
     assert {(mma, shape.split("k")[0]) for mma, shape, _ in wgmma} == {
         (f"wgmma.{operand}", f"m64n{n}") for operand in ("s8", "f16") for n in (64, 128, 256)
     }
     assert {placement for *_, placement in wgmma} == {"other_warps", "at_issue", "after_complete", "no_handover"}
     assert {placement for mma, _, placement in points if mma.startswith("mma")} == {"same_warps", "other_warps"}
-    assert all(c.ks == ALL_K for c in FULL_HOPPER if c.instruction in INSTRUCTIONS)
+    assert all(c.ks == ALL_K for c in FULL_HOPPER if c.instruction in SINGLE)
 
 
 def test_architectures_without_int8_mma_have_no_curves_and_native_int4_has_its_own():

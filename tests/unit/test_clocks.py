@@ -45,9 +45,7 @@ def test_without_nvml_all_is_unknown():
 
 
 def test_sampler_reads_in_the_background():
-    nvml = SimpleNamespace(
-        temperature_c=lambda _h: 41.0, power_w=lambda _h: None, clock_event_reasons=lambda _h: 0x4
-    )
+    nvml = SimpleNamespace(temperature_c=lambda _h: 41.0, power_w=lambda _h: None, clock_event_reasons=lambda _h: 0x4)
     start = time.monotonic()
     with ClockSampler(nvml, "handle") as sampler:
         deadline = start + 5

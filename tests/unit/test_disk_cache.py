@@ -27,7 +27,9 @@ def test_round_trip():
     assert disk_cache.read("cubin", "key") == b"\x7fELF"
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:3], lambda _b: b"", lambda b: bytes([b[0] ^ 1]) + b[1:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b[:3], lambda _b: b"", lambda b: bytes([b[0] ^ 1]) + b[1:]]
+)
 def test_damage_is_never_returned(damage):
     path = disk_cache.write("cubin", "key", b"content")
     path.write_bytes(damage(path.read_bytes()))
