@@ -12,37 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apex4_probe.deployment import CoIssue, Format, Granularity, RhoFigure, StrategyBalance
-from apex4_probe.overlap import Family, Overlap, overlap_of
+from apex4_probe.overlap import Overlap, overlap_of
 from apex4_probe.rates import Operand, Rates, Throughput, worst
+from apex4_probe.shipped import Family
+from apex4_probe.strategies import PIPE, STRATEGIES
 
 DEPTH = 128  # of K; what every cost here is counted for
 GROUP: dict[Granularity, int] = {"g128": 128, "a128i": 128, "g128i": 128, "g64": 64, "g32": 32}  # absent: no groups
-
-# I2F has a pipe of its own on 7.5 and 8.0; IMAD runs on the heavier half of the FMA pipe, hence its 64 lanes of 128.
-PIPE = {"i2f": "conversion", "ffma": "fma", "fadd": "fma", "fmul": "fma", "imad": "fma", "lop3": "alu"}
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """``instructions``: thread-instructions per accumulator and group, after the MMA."""
-
-    name: str
-    label: str
-    instructions: Mapping[str, float]
-
-
-STRATEGIES: dict[str, Strategy] = {
-    strategy.name: strategy
-    for strategy in (
-        Strategy("none", "no group scale", {}),
-        Strategy("i2f_fmul_ffma", "I2F + FMUL + FFMA", {"i2f": 1, "fmul": 1, "ffma": 1}),
-        Strategy("i2f_ffma", "I2F + FFMA", {"i2f": 1, "ffma": 1}),
-        Strategy("magic_ffma2", "magic number, 2 FFMA", {"ffma": 2}),
-        Strategy("magic_fadd_ffma", "magic number, FADD + FFMA", {"fadd": 1, "ffma": 1}),
-        Strategy("imad", "integer group scale, IMAD", {"imad": 1}),
-        Strategy("widen", "integer group scale applied while widening", {}),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -166,13 +142,10 @@ def _cost(rates: Rates, variant: Variant, tensor: Throughput, family: Family, co
     pipes["shared"] = tile.shared_bytes / rates.limit("shared_bytes")
     pipes["issue"] = (sum(instructions.values()) + widen + tile.bookkeeping + tile.mma) / rates.limit("issue")
 
-    behind = overlap_of(variant.strategy, operand, family, co_issue)
-    serial = dequantise + unpack  # one pipe after the other: a chain of dependent instructions
-    cuda = serial
-    if (
-        behind.origin == "measured" and instructions
-    ):  # the probe timed this very chain, its pipes overlapping as they do
-        cuda = behind.cuda_over_mma_alone * DEPTH / _co_issue_mma(rates, behind.mma, tensor).per_clk * groups + unpack
+    behind = overlap_of(variant.strategy, operand, family, co_issue, rates)
+    serial = dequantise + unpack  # one pipe after the other
+    # The chain's own time, timed by the probe or carried over: its pipes overlap, but not wholly.
+    cuda = (behind.cuda_cycles * groups if instructions else 0.0) + unpack
     full = max(pipes.values())
     none = pipes["tensor"] + pipes["shared"] + max(serial, cuda)
     overlap = behind.behind(cuda / pipes["tensor"])
@@ -181,10 +154,6 @@ def _cost(rates: Rates, variant: Variant, tensor: Throughput, family: Family, co
     expected = base + cuda - overlap * min(pipes["tensor"], cuda)
     origins = [rate.origin for rate in (tensor, *lanes.values())]
     return _Cost(pipes, overlap, behind, worst(origins), full, none, min(max(expected, full), none))
-
-
-def _co_issue_mma(rates: Rates, mma: str, tensor: Throughput) -> Throughput:
-    return rates.instruction("mma.s8.m16n8k32") if mma == "mma.s8" else tensor
 
 
 def rho(rates: Rates, listed: Mapping[str, float | None]) -> dict[Literal["int4", "int8"], RhoFigure]:

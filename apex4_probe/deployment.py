@@ -123,8 +123,8 @@ class Measurement(Record):
 class CoIssue(Record):
     """Tensor Core loop with ``k`` CUDA-core instructions per accumulator and four MMA K-steps.
 
-    ``cycles_over_mma_alone``: t_both / t_mma, of the slowest SM; ``sm_spread``: its cycles over the median SM's, minus 1
-    (warpgroups may fall into step on some SMs only). ``overlap`` = (t_mma + t_cuda - t_both) / min(t_mma, t_cuda),
+    ``cycles_over_mma_alone``: t_both / t_mma, of the slowest SM; ``sm_spread``: its cycles over the median SM's, minus
+    1 (warpgroups may fall into step on some SMs only). ``overlap`` = (t_mma + t_cuda - t_both) / min(t_mma, t_cuda),
     t_cuda from the same loop without the MMA; None at k = 0. ``wall_over_mma_alone``: the same ratio in wall time, so
     that contention (both move) and power (only this one does) can be told apart.
     """
@@ -181,7 +181,7 @@ class Decision(Record):
     format: Format
     granularity: Granularity
     reason: str
-    margin: float | None = None  # workload time of the runner-up over ours, minus 1
+    margin: float | None = None  # workload time of the runner-up over ours, minus 1; None: no slower one, or none
     runner_up: str | None = None
     speedup_fp16: float | None = None  # over the whole workload
     speedup_fp16_interval: tuple[float, float] | None = None  # no overlap … full overlap

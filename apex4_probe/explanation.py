@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from apex4_probe.balance import STRATEGIES
-from apex4_probe.candidates import Candidate
+from apex4_probe.candidates import RESOLUTION, Candidate
+from apex4_probe.co_issue_notes import note
 from apex4_probe.datasheets import Datasheet
-from apex4_probe.deployment import Device, Format, LayerTime, Rejected, StrategyBalance, WorkloadRecord
+from apex4_probe.deployment import (
+    CoIssue,
+    Device,
+    Format,
+    Granularity,
+    LayerTime,
+    Rejected,
+    StrategyBalance,
+    WorkloadRecord,
+)
 from apex4_probe.models import Model
 from apex4_probe.quality import QualityPrior
 from apex4_probe.rates import Rates
+from apex4_probe.strategies import STRATEGIES
 from apex4_probe.workload import describe
 
 GIB = 2**30
@@ -25,6 +35,7 @@ PIPE_NAMES = {
     "memory": "memory bandwidth",
     "launch": "kernel launch and ramp",
 }
+MANY_POINTS = 4  # of a workload: beyond them a sentence names the extremes
 LISTED_SHORTFALL = 0.75  # of the architecture's INT4 rate: a datasheet below it lists something else than the silicon
 
 
@@ -46,14 +57,10 @@ def reason(question: Question, candidates: Sequence[Candidate], unavailable: Seq
     chosen = question.chosen
     if chosen.format == "fp16":
         return " ".join(_stay(question, candidates, unavailable))
-    sentences = [f"{named(chosen)} is {_verdict(question)}: {_speeds(chosen, question)}."]
-    sentences += _group_costs(question.costs, chosen)
+    sentences = [f"{short(chosen)} is {_verdict(question)}: {_speeds(chosen, question)}."]
+    sentences += _group_costs(question, chosen, candidates)
     if question.w4a4:
-        fastest = min((c for c in candidates if c.format == "w4a4"), key=lambda c: c.us)
-        if fastest is not chosen:
-            more = fastest.loss - chosen.loss
-            speed = fastest.speedup_over(question.fp16)
-            sentences.append(f"{named(fastest)} would be the fastest at {speed:.2f}x, for {more:.2f} nats more.")
+        sentences += _faster(question, candidates)
     elif question.runner_up is not None:
         sentences.append(_next(question.runner_up, chosen))
     return " ".join(sentences)
@@ -67,19 +74,33 @@ def _verdict(question: Question) -> str:
 
 
 def _speeds(candidate: Candidate, question: Question) -> str:
-    by_point = ", ".join(
-        f"{describe(point)} {base / us:.2f}x"
+    gains = [
+        (base / us, describe(point))
         for point, us, base in zip(question.workload.points, candidate.point_us, question.fp16.point_us, strict=True)
-    )
-    return f"{candidate.speedup_over(question.fp16):.2f}x FP16 over the workload ({by_point})"
+    ]
+    told = gains if len(gains) <= MANY_POINTS else [min(gains), max(gains)]
+    by_point = (", " if told is gains else " to ").join(f"{where} {gain:.2f}x" for gain, where in told)
+    return f"{candidate.speedup_over(question.fp16):.2f}x FP16 overall ({by_point})"
+
+
+def _faster(question: Question, candidates: Sequence[Candidate]) -> Iterable[str]:
+    """W4A4 plans that were not taken although they are faster: the runner-up and the fastest."""
+    chosen, runner_up = question.chosen, question.runner_up
+    fastest = min((c for c in candidates if c.format == "w4a4"), key=lambda c: c.us)
+    if runner_up is not None and runner_up is not fastest and runner_up.us < chosen.us:
+        speed = runner_up.speedup_over(question.fp16)
+        more = runner_up.loss - chosen.loss
+        yield f"Next in quality comes {short(runner_up)}, {speed:.2f}x for {more:.2f} nats more."
+    if fastest is not chosen:
+        speed = fastest.speedup_over(question.fp16)
+        yield f"{short(fastest)} would be the fastest at {speed:.2f}x, for {fastest.loss - chosen.loss:.2f} nats more."
 
 
 def _next(other: Candidate, chosen: Candidate) -> str:
-    slower = other.us / chosen.us - 1
-    if slower < 0:
+    if other.us < chosen.us:
         faster = chosen.us / other.us - 1
-        return f"{named(other)} is {faster:.1%} faster, which is noise, and loses {other.loss:.2f} nats."
-    return f"Next comes {named(other)}, {slower:.0%} slower ({other.loss:.2f} nats)."
+        return f"{short(other)} is {faster:.1%} faster, which is noise, and would lose {other.loss:.2f} nats."
+    return f"Next comes {short(other)}, {other.us / chosen.us - 1:.0%} slower ({other.loss:.2f} nats)."
 
 
 def _stay(question: Question, candidates: Sequence[Candidate], unavailable: Sequence[Rejected]) -> Iterable[str]:
@@ -102,43 +123,50 @@ def _stay(question: Question, candidates: Sequence[Candidate], unavailable: Sequ
             limit = (
                 f"less than the {workload.min_speedup:g}x asked for" if question.w4a4 else "no gain beyond the noise"
             )
-        yield f"{named(best)} comes nearest: {_speeds(best, question)}, {limit}."
-        yield from _group_costs(question.costs, best)
+        yield f"{short(best)} comes nearest: {_speeds(best, question)}, {limit}."
+        if allowed:  # else quality decided, not time
+            yield from _group_costs(question, best, candidates)
     refusals: dict[str, list[str]] = {}
     for item in unavailable:
         if item.variant.partition(" ")[0] in wanted:
-            refusals.setdefault(item.why, []).append(item.variant.upper())
+            refusals.setdefault(item.why, []).append(_capitals(item.variant))
     yield from (f"{', '.join(names)}: {why.rstrip('.')}." for why, names in refusals.items())
     instead = [c for c in candidates if c.format == "w4a8" and c.loss <= workload.max_quality_loss]
     if question.w4a4 and not tried and instead:
         best = min(instead, key=lambda c: c.us)
-        yield f"INT8 Tensor Cores instead: {named(best)} is {_speeds(best, question)}, {best.loss:.2f} nats expected."
+        yield f"INT8 Tensor Cores instead: {short(best)} is {_speeds(best, question)}, {best.loss:.2f} nats expected."
 
 
-def _group_costs(costs: Sequence[StrategyBalance], chosen: Candidate) -> list[str]:
-    """What the chosen group scales cost on this chip, and what float ones per 128 would, by their cheapest strategy."""
-    sentences = []
-    for granularity in dict.fromkeys((chosen.granularity, "g128")):
-        grouped = [cost for cost in costs if cost.format == chosen.format and cost.granularity == granularity]
-        if grouped and granularity != "channel":
-            sentences.append(group_cost(min(grouped, key=lambda cost: cost.cycles_expected)))
+def _group_costs(question: Question, plan: Candidate, candidates: Sequence[Candidate]) -> list[str]:
+    """What the group scales of ``plan`` cost here; where it has none of its own, why not float ones per 128."""
+    own = _cheapest(question.costs, plan.format, plan.granularity) if plan.granularity != "channel" else None
+    sentences = [f"{own.granularity} ({STRATEGIES[own.strategy].label}) {group_cost(own)}."] if own else []
+    fine = next((c for c in candidates if (c.format, c.granularity) == (plan.format, "g128")), None)
+    cost = _cheapest(question.costs, plan.format, "g128")
+    if cost and fine and fine is not plan and fine.us > plan.us * (1 + RESOLUTION):  # else quality decided
+        everywhere = " everywhere" if plan.granularity == "mixed" else ""
+        label = STRATEGIES[cost.strategy].label
+        why = f"{cost.over_channel:.2f}x per channel ({label})" if own else f"{label} {group_cost(cost)}"
+        sentences.append(f"g128 was not taken{everywhere} for its cost: {why}.")
     return sentences
 
 
+def _cheapest(costs: Sequence[StrategyBalance], format: Format, granularity: Granularity) -> StrategyBalance | None:
+    found = (cost for cost in costs if (cost.format, cost.granularity) == (format, granularity))
+    return min(found, key=lambda cost: cost.cycles_expected, default=None)
+
+
 def group_cost(cost: StrategyBalance) -> str:
-    """One strategy in one sentence: its time and the Tensor Core's, the busiest pipe, what hides, what remains."""
-    work = {pipe: cost.pipes[pipe] for pipe in ("fma", "alu", "conversion") if cost.pipes[pipe]}
-    tensor, total = cost.pipes["tensor"], sum(work.values())
+    """What one strategy does, as the rest of a sentence: the busiest pipe, the overlap, what remains to be seen."""
+    work = {pipe: cost.pipes[pipe] for pipe in ("fma", "alu", "conversion")}
+    tensor = cost.pipes["tensor"]
     slowest = max(work, key=lambda pipe: work[pipe])
     share = work[slowest] / tensor
-    load = f"is {share:.1f} times as busy as the Tensor Core" if share > 1 else f"is busy {share:.0%} of that time"
-    base = max(tensor, cost.pipes["shared"], cost.pipes["issue"])
-    hidden = min(1.0, max(0.0, 1 - (cost.cycles_expected - base) / total))
-    origin = "measured here" if cost.overlap_origin == "measured" else "predicted from the nearest measured GPU"
+    load = f"{share:.1f} times" if share > 1 else f"{share:.0%} of"
+    origin = "measured here" if cost.overlap_origin == "measured" else "predicted"
     return (
-        f"Per accumulator and 128 of K the Tensor Core takes {tensor:.4f} SM cycles and {cost.granularity} "
-        f"({STRATEGIES[cost.strategy].label}) {total:.4f} on the CUDA Cores, where {PIPE_NAMES[slowest]} {load}; "
-        f"{hidden:.0%} of it hide ({origin}), so the kernel takes {cost.over_channel:.2f}x the per-channel one."
+        f"keeps {PIPE_NAMES[slowest]} busy for {load} the Tensor Core's time, overlap {cost.overlap:.0%} ({origin}), "
+        f"so the kernel takes {cost.over_channel:.2f}x the per-channel one"
     )
 
 
@@ -169,12 +197,20 @@ def why_not(candidate: Candidate, question: Question, fits: bool) -> str:
 
 
 def layer_reason(times: Sequence[LayerTime], workload: WorkloadRecord) -> str:
-    """What bounds this layer at each point of the workload, and its speed-up there."""
-    parts = [
-        f"{describe(point)}: {time.us_fp16 / time.us:.2f}x FP16, bound by {PIPE_NAMES[time.bound_by]}"
-        for point, time in zip(workload.points, times, strict=True)
-    ]
-    return "; ".join(parts)
+    """What bounds this layer at each point of the workload, and its speed-up there; many points together by bound."""
+    if len(times) <= MANY_POINTS:
+        parts = [
+            f"{describe(point)}: {time.us_fp16 / time.us:.2f}x FP16, bound by {PIPE_NAMES[time.bound_by]}"
+            for point, time in zip(workload.points, times, strict=True)
+        ]
+        return "; ".join(parts)
+    gains: dict[str, list[float]] = {}
+    for time in times:
+        gains.setdefault(time.bound_by, []).append(time.us_fp16 / time.us)
+    return "; ".join(
+        f"bound by {PIPE_NAMES[pipe]} at {len(found)} of {len(times)}: {min(found):.2f} to {max(found):.2f}x FP16"
+        for pipe, found in gains.items()
+    )
 
 
 def emulated(rates: Rates) -> str:
@@ -182,7 +218,7 @@ def emulated(rates: Rates) -> str:
     if support.level == "native":
         return f"the SASS that was measured on {rates.device.name} holds no native INT4 MMA"
     where = rates.architecture.compute_capability
-    return f"INT4 is emulated on compute capability {where}: {support.reason}; what it measures is no INT4 rate"
+    return f"INT4 is emulated on compute capability {where}: {support.reason}"
 
 
 def fits(device: Device, candidate: Candidate, share: float) -> bool:
@@ -198,6 +234,7 @@ def notes(
     share: float,
     prior: QualityPrior,
     sheet: Datasheet | None,
+    co_issue: Iterable[CoIssue],
 ) -> Iterable[str]:
     """Sentences for the reader of a profile."""
     facts = rates.architecture
@@ -219,8 +256,10 @@ def notes(
     if facts.no_int8_plan:
         yield f"No INT8 plan: {facts.no_int8_plan}."
     if rates.tensor("s4") is None:
-        yield f"No INT4 plan: {emulated(rates)}."
+        yield f"No INT4 plan: {emulated(rates)}. What it measures is no INT4 rate."
     yield from _listing(rates, sheet)
+    if seen := note(co_issue):
+        yield seen
     yield from _memory(rates.device, model, chosen, enough, share)
 
 
@@ -257,4 +296,15 @@ def _memory(device: Device, model: Model, chosen: Candidate, enough: bool, share
 
 def named(candidate: Candidate) -> str:
     """Its label, the format in capitals."""
-    return candidate.label[: len(candidate.format)].upper() + candidate.label[len(candidate.format) :]
+    return _capitals(candidate.label)
+
+
+def _capitals(label: str) -> str:
+    format, space, rest = label.partition(" ")
+    return f"{format.upper()}{space}{rest}"
+
+
+def short(candidate: Candidate) -> str:
+    """As ``named``, without the strategy that a uniform plan's kernels would use."""
+    label = named(candidate)
+    return label if candidate.granularity == "mixed" else label.partition(" (")[0]

@@ -1,17 +1,21 @@
 """How much of the CUDA Cores' work hides behind the Tensor Core: this GPU's co-issue measurement, or the nearest one.
 
 overlap = (t_mma + t_cuda - t_both) / min(t_mma, t_cuda): 1 when the shorter of the two is free, 0 when they add.
+Where a GPU was not measured, the point of the nearest shipped profile is carried over: its overlap, and its chain's own
+time for this GPU's lane rates.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
+from apex4_probe.chain import carried_over, pipe_cycles
 from apex4_probe.deployment import CoIssue, Origin
-
-Family = Literal["mma", "wgmma"]  # how the kernel drives the Tensor Core: mma.sync, or wgmma on 9.0
+from apex4_probe.rates import Operand, Rates
+from apex4_probe.shipped import Family, nearest
+from apex4_probe.strategies import STRATEGIES, executed
 
 # Co-issue instructions that stand for a strategy, nearest first, and how many of them an accumulator and group takes.
 PROXIES: dict[str, tuple[tuple[str, int], ...]] = {
@@ -20,70 +24,30 @@ PROXIES: dict[str, tuple[tuple[str, int], ...]] = {
     "magic_ffma2": (("mix.magic_ffma2", 1), ("ffma", 2)),
     "magic_fadd_ffma": (("mix.magic_fadd_ffma", 1), ("ffma", 2)),
     "imad": (("mix.imad", 1), ("imad", 1)),
-    "widen": (("lop3", 1), ("imad", 1)),  # both have 64 lanes and hide alike (measured, H100)
+    "widen": (("lop3", 1), ("imad", 1)),  # 64 lanes both, and alike behind wgmma (measured, H100)
     "none": (("lop3", 1), ("imad", 1)),
 }
 PLACEMENTS: dict[Family, str] = {"wgmma": "at_issue", "mma": "same_warps"}  # where dequantisation sits in a kernel
-CO_ISSUE_MMAS: dict[str, tuple[str, ...]] = {
+CO_ISSUE_MMAS: dict[Operand, tuple[Operand, ...]] = {
     "s4": ("s4", "s8"),
     "s8": ("s8",),
 }  # INT4 borrows the INT8 curve of its chip
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One point of the H100's co-issue curves; ``cuda_over_mma_alone`` from the lane rates, all pipes added."""
-
-    mma: str
-    shape: str
-    placement: Literal["same_warps", "at_issue"]
-    instruction: str
-    k: int
-    cuda_over_mma_alone: float
-    overlap: float
-    source: str
-
-    @property
-    def cycles_over_mma_alone(self) -> float:
-        return 1 + self.cuda_over_mma_alone - self.overlap * min(1.0, self.cuda_over_mma_alone)
-
-
-_H100 = "measured on an H100 80GB HBM3"
-_SERIAL = (
-    "taken from FFMA behind mma.sync on an H100; a chain through the conversion pipe was not measured there, and the "
-    "published g128 speed-ups on A100 and RTX 3090 (arXiv 2606.08761) both fit pipes that add up"
-)
-# Per accumulator and 128 of K: mma.sync s8 128 / 2706 clk, wgmma s8 128 / 4095, FFMA 1 / 123, IMAD and I2FP 1 / 63.5.
-REFERENCES: tuple[Reference, ...] = (
-    Reference("mma.s8", "m16n8k32", "same_warps", "ffma", 1, 0.172, 0.10, f"{_H100}: 90 % of a pass is visible"),
-    Reference("mma.s8", "m16n8k32", "same_warps", "imad", 1, 0.333, 0.65, f"{_H100}: 60 to 70 % hide"),
-    Reference("mma.s8", "m16n8k32", "same_warps", "lop3", 1, 0.333, 0.65, f"{_H100}: 60 to 70 % hide"),
-    Reference("mma.s8", "m16n8k32", "same_warps", "mix.imad", 1, 0.333, 0.65, f"{_H100}: as IMAD in place"),
-    Reference("mma.s8", "m16n8k32", "same_warps", "mix.magic_ffma2", 1, 0.344, 0.10, f"{_H100}: as two FFMA"),
-    Reference("mma.s8", "m16n8k32", "same_warps", "mix.magic_fadd_ffma", 1, 0.344, 0.10, f"{_H100}: as two FFMA"),
-    Reference("mma.s8", "m16n8k32", "same_warps", "mix.i2f_ffma", 1, 0.505, 0.10, _SERIAL),
-    Reference("mma.s8", "m16n8k32", "same_warps", "mix.i2f_fmul_ffma", 1, 0.677, 0.10, _SERIAL),
-    Reference("wgmma.s8", "m64n256k32.rs", "at_issue", "ffma", 1, 0.260, 1.0, f"{_H100}: no clocks"),
-    Reference("wgmma.s8", "m64n256k32.rs", "at_issue", "lop3", 1, 0.504, 0.74, f"{_H100}: as IMAD"),
-    Reference("wgmma.s8", "m64n128k32.rs", "at_issue", "mix.imad", 1, 0.504, 0.74, f"{_H100}: 12 to 14 %"),
-    Reference("wgmma.s8", "m64n128k32.rs", "at_issue", "mix.magic_ffma2", 1, 0.520, 0.73, f"{_H100}: 13 to 15 %"),
-    Reference("wgmma.s8", "m64n128k32.rs", "at_issue", "mix.magic_fadd_ffma", 1, 0.520, 0.73, f"{_H100}: as two FFMA"),
-    Reference("wgmma.s8", "m64n128k32.rs", "at_issue", "mix.i2f_ffma", 1, 0.764, 0.39, f"{_H100}: 43 to 50 %"),
-    Reference("wgmma.s8", "m64n128k32.rs", "at_issue", "mix.i2f_fmul_ffma", 1, 1.024, 0.39, f"{_H100}: as I2F + FFMA"),
-)  # fmt: skip
+_NO_REFERENCE = "none assumed, since no measured GPU with such a co-issue point ships"
+K_STEPS = 4  # of the MMA between two passes of CUDA-core work, in the co-issue probe
 
 
 @dataclass(frozen=True)
 class Overlap:
     """One co-issue point, ready to be applied to a kernel's own amount of work.
 
-    ``mma``: the MMA that it was taken with; ``cuda_over_mma_alone``: the work's time over that MMA's, at this point.
+    ``cuda_over_mma_alone``: the work's time over the MMA's, at this point; ``cuda_cycles``: the work's time, SM cycles
+    per accumulator and pass.
     """
 
     family: Family
-    mma: str
     value: float
     cuda_over_mma_alone: float
+    cuda_cycles: float
     origin: Origin
     source: str
 
@@ -100,37 +64,75 @@ class Overlap:
         return min(1.0, hidden / min(1.0, cuda_over_mma))
 
 
-def overlap_of(strategy: str, operand: str, family: Family, co_issue: Iterable[CoIssue]) -> Overlap:
-    """What ``strategy`` hides behind the MMA of ``operand`` ("s4" or "s8"). KeyError: no such strategy."""
-    points = [
-        p for p in co_issue if p.overlap is not None and p.cuda_over_mma_alone and p.placement == PLACEMENTS[family]
-    ]
-    for kind in CO_ISSUE_MMAS[operand]:
-        mma = f"{family}.{kind}"
-        for instruction, k in PROXIES[strategy]:
-            here = [p for p in points if p.mma == mma and p.instruction == instruction and p.k == k]
-            if here:
-                return _from_point(family, max(here, key=lambda p: (p.origin == "measured", _width(p.shape))))
-    return _from_reference(strategy, family)
+def overlap_of(strategy: str, operand: Operand, family: Family, co_issue: Iterable[CoIssue], rates: Rates) -> Overlap:
+    """What ``strategy`` hides behind the MMA of ``operand`` (s4 or s8) on the GPU of ``rates`` and ``co_issue``.
 
-
-def _from_point(family: Family, point: CoIssue) -> Overlap:
-    value = min(1.0, max(0.0, point.overlap or 0.0))
+    KeyError: no such strategy. ApexError: a lane rate is neither measured nor known.
+    """
+    point = _point_of(strategy, operand, family, co_issue) or carry_over(strategy, operand, family, rates)
+    if point is None:
+        pipes = pipe_cycles(STRATEGIES[strategy].instructions, rates)
+        return Overlap(family, 0.0, 0.0, sum(pipes.values()), "predicted", _NO_REFERENCE)
+    source = f"co-issue measured here: {_where(point)}" if point.origin == "measured" else point.source or _where(point)
     alone = point.cuda_over_mma_alone or 0.0
-    where = f"{point.mma} {point.shape}, {point.instruction}, {point.placement.replace('_', ' ')}"
-    if point.origin != "measured":
-        return Overlap(family, point.mma, value, alone, "predicted", point.source or where)
-    return Overlap(family, point.mma, value, alone, "measured", f"co-issue measured here: {where}")
+    return Overlap(family, _within(point.overlap), alone, alone * _mma_cycles(point, rates), point.origin, source)
 
 
-def _from_reference(strategy: str, family: Family) -> Overlap:
-    names = [instruction for instruction, _ in PROXIES[strategy]]
-    points = [r for r in REFERENCES if r.mma.startswith(f"{family}.") and r.instruction in names]
-    nearest = min(points, key=lambda r: names.index(r.instruction))
-    return Overlap(family, nearest.mma, nearest.overlap, nearest.cuda_over_mma_alone, "predicted", nearest.source)
+def carry_over(strategy: str, operand: Operand, family: Family, rates: Rates) -> CoIssue | None:
+    """The nearest shipped profile's point for ``strategy``, as the GPU of ``rates`` would show it; origin predicted.
+
+    None: no shipped profile has one. KeyError: no such strategy. ApexError: a lane rate is neither measured nor known.
+    """
+    reference = nearest(rates.device.compute_capability, family)
+    point = _point_of(strategy, operand, family, reference.co_issue) if reference else None
+    if reference is None or point is None:
+        return None
+    there = Rates.of(reference.device, reference.measurements)
+    measured = (point.cuda_over_mma_alone or 0.0) * _mma_cycles(point, there)
+    cycles = carried_over(measured, executed(point.instruction, point.k), there, rates)
+    alone = cycles / _mma_cycles(point, rates)
+    seen = Overlap(family, _within(point.overlap), point.cuda_over_mma_alone or 0.0, measured, "measured", "")
+    overlap = seen.behind(alone)
+    return CoIssue(
+        mma=point.mma,
+        shape=point.shape,
+        placement=point.placement,
+        instruction=point.instruction,
+        k=point.k,
+        cycles_over_mma_alone=1 + alone - overlap * min(1.0, alone),
+        cuda_over_mma_alone=alone,
+        overlap=overlap,
+        origin="predicted",
+        source=f"carried over from {reference.device.name}: {_where(point)}",
+    )
 
 
-def _width(shape: str) -> int:
-    """N of a shape such as m64n256k32.rs: wider tiles are what kernels use."""
-    digits = shape.partition("n")[2].partition("k")[0]
-    return int(digits) if digits.isdigit() else 0
+def _point_of(strategy: str, operand: Operand, family: Family, co_issue: Iterable[CoIssue]) -> CoIssue | None:
+    placement = PLACEMENTS[family]
+    points = [p for p in co_issue if p.placement == placement and p.overlap is not None and p.cuda_over_mma_alone]
+    for kind in CO_ISSUE_MMAS[operand]:
+        for instruction, k in PROXIES[strategy]:
+            here = [p for p in points if (p.mma, p.instruction, p.k) == (f"{family}.{kind}", instruction, k)]
+            if here:
+                return max(here, key=lambda p: (p.origin == "measured", _number_after("n", p.shape)))
+    return None
+
+
+def _mma_cycles(point: CoIssue, rates: Rates) -> float:
+    """SM cycles per accumulator of the MMAs between two passes; at n = 128 wgmma runs at the rate of n = 256."""
+    name = f"{point.mma}.{point.shape}" if point.mma.startswith("mma.") else f"{point.mma}.m64n256k32.rs"
+    return K_STEPS * _number_after("k", point.shape) / rates.instruction(name).per_clk
+
+
+def _within(overlap: float | None) -> float:
+    return min(1.0, max(0.0, overlap or 0.0))
+
+
+def _where(point: CoIssue) -> str:
+    return f"{point.mma} {point.shape}, {point.instruction}, k = {point.k}, {point.placement.replace('_', ' ')}"
+
+
+def _number_after(letter: str, shape: str) -> int:
+    """Of a shape such as m64n256k32.rs; 0 where it does not say."""
+    found = re.search(rf"{letter}(\d+)", shape)
+    return int(found[1]) if found else 0

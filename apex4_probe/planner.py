@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apex4_probe import explanation as explain
-from apex4_probe.balance import STRATEGIES, VARIANTS, Variant, balance, rho, strategy_balance
-from apex4_probe.candidates import MIXABLE, PUBLISHED_DETAIL, UNIFORM, Candidate, CandidateMaker, pareto
+from apex4_probe.balance import VARIANTS, Variant, balance, rho, strategy_balance
+from apex4_probe.candidates import MIXABLE, PUBLISHED_DETAIL, RESOLUTION, UNIFORM, Candidate, CandidateMaker, pareto
 from apex4_probe.datasheets import for_device
 from apex4_probe.deployment import (
     CoIssue,
@@ -34,8 +34,8 @@ from apex4_probe.gemm_time import OPERANDS, GemmTimer
 from apex4_probe.models import Model, shard
 from apex4_probe.quality import QualityPrior, quality_prior
 from apex4_probe.rates import Rates
+from apex4_probe.strategies import STRATEGIES
 
-RESOLUTION = 0.03  # equally fast: throughput moves by 3 to 5 % between two runs on one card (measured, H100)
 MEMORY_SHARE = 0.9  # of the device's memory that weights may take (vLLM's gpu_memory_utilization, its default)
 SURE_MARGIN = 0.10  # over the runner-up: twice what two cards of one name differ by (4 to 5 %, measured, H100)
 W4A4: tuple[Format, ...] = ("w4a4",)
@@ -121,7 +121,9 @@ def plan(
         rejected=(*_losers(asked, field), *field.unavailable),
         balance=tuple(costs),
         rho=rho(rates, listed),
-        notes=tuple(explain.notes(rates, model, asked.chosen, field.fits(asked.chosen), MEMORY_SHARE, known, sheet)),
+        notes=tuple(
+            explain.notes(rates, model, asked.chosen, field.fits(asked.chosen), MEMORY_SHARE, known, sheet, co_issue)
+        ),
         front=tuple(pareto(candidate for candidate in field.candidates if candidate.format == "w4a4")),
     )
 
@@ -262,8 +264,7 @@ def _decide(
     # The next mix differs in one small layer and tells nobody anything: compare with the next plan that has a name.
     runner_up = next((c for c in others if c.granularity != "mixed" or c.detail == PUBLISHED_DETAIL), None)
     robust = all(rule(field, us)[0].label == chosen.label for us in (lambda c: c.low, lambda c: c.high))
-    # A faster runner-up lost on quality: there is no margin in time to report, the reason says what was weighed.
-    margin = runner_up.us / chosen.us - 1 if runner_up and runner_up.us >= chosen.us else None
+    margin = _margin(runner_up.us, chosen.us) if runner_up else None
     question = explain.Question(workload, paper, field.fp16, chosen, runner_up, costs, rates)
     decision = Decision(
         format=chosen.format,
@@ -279,6 +280,12 @@ def _decide(
         fits_memory=field.fits(chosen) if rates.device.memory_mib else None,
     )
     return decision, question
+
+
+def _margin(runner_up: float, chosen: float) -> float | None:
+    """By how much of the chosen time the runner-up under the same rule is slower; None where it is faster and lost on
+    quality: there is no margin in time then, and the reason says what was weighed."""
+    return runner_up / chosen - 1 if runner_up >= chosen else None
 
 
 def _confidence(
@@ -297,7 +304,6 @@ def _confidence(
 
 def _layers(question: explain.Question) -> Iterable[LayerPlan]:
     points, chosen, runner_up = question.workload.points, question.chosen, question.runner_up
-    slower = runner_up if runner_up is not None and runner_up.us >= chosen.us else None
 
     def weighted(candidate: Candidate, index: int) -> float:
         return sum(p.weight * t.us for p, t in zip(points, candidate.roles[index].times, strict=True))
@@ -324,7 +330,7 @@ def _layers(question: explain.Question) -> Iterable[LayerPlan]:
             format=chosen.format,
             granularity=role.granularity,
             reason=explain.layer_reason(times, question.workload),
-            margin=weighted(slower, index) / weighted(chosen, index) - 1 if slower else None,
+            margin=_margin(weighted(runner_up, index), weighted(chosen, index)) if runner_up else None,
             times=times,
         )
 

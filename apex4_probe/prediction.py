@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from apex4_probe.architecture import Architecture, architecture
-from apex4_probe.balance import DEPTH, STRATEGIES
 from apex4_probe.datasheets import Datasheet, datasheets
 from apex4_probe.deployment import CoIssue, Device, Measurement
 from apex4_probe.errors import ApexError
-from apex4_probe.overlap import REFERENCES
-from apex4_probe.rates import GRAPH_LAUNCH_US, READ_OVER_COPY, READ_OVER_DATASHEET, Rates
+from apex4_probe.overlap import PROXIES, carry_over
+from apex4_probe.rates import GRAPH_LAUNCH_US, READ_OVER_COPY, READ_OVER_DATASHEET, Operand, Rates
+from apex4_probe.shipped import Family
 
 LISTED_MMAS = {  # the datasheet figure that bounds each MMA
     "mma.s4": "int4_tops", "mma.s8": "int8_tops", "mma.f16": "fp16_tflops", "mma.bf16": "fp16_tflops",
@@ -24,7 +24,10 @@ SAME_RATE = (
     0.12  # closer than this to the architecture's rate, the listing is at another clock (H100: 1830 of 1980 MHz)
 )
 OPERATIONS = 2  # of a MAC or an FFMA
-_CURVE = "carried over from the H100's curve"
+# What a co-issue point has to be native on, to be worth carrying over: (family, operand) -> MMA
+CO_ISSUE_LOOPS: dict[tuple[Family, Operand], str] = {
+    ("mma", "s4"): "mma.s4.m16n8k64", ("mma", "s8"): "mma.s8.m16n8k32", ("wgmma", "s8"): "wgmma.s8.m64n256k32.rs",
+}  # fmt: skip
 
 
 def predict_device(sheet: Datasheet) -> tuple[Device, list[Measurement], list[CoIssue]]:
@@ -188,36 +191,18 @@ def _unsupported(common: Mapping[str, object], why: str) -> Measurement:
 
 
 def _co_issue(device: Device, facts: Architecture, figures: list[Measurement]) -> list[CoIssue]:
-    """The reference points of the families that this architecture has, the work's own time from its lane rates."""
+    """The points that the planner needs, of the MMA families that this architecture has."""
     if facts.tcgen05:
         return []
     rates = Rates.of(device, figures)
-    points = []
-    for point in REFERENCES:
-        mma = "wgmma.s8.m64n256k32.rs" if point.mma.startswith("wgmma") else "mma.s8.m16n8k32"
-        if facts.support(mma).level != "native":
-            continue
-        counts = _instructions(point.instruction, point.k)
-        t_mma = DEPTH / rates.instruction(mma).per_clk
-        alone = sum(count / rates.instruction(name).per_clk for name, count in counts.items()) / t_mma
-        points.append(
-            CoIssue(
-                mma=point.mma,
-                shape=point.shape,
-                placement=point.placement,
-                instruction=point.instruction,
-                k=point.k,
-                cycles_over_mma_alone=1 + alone - point.overlap * min(1.0, alone),
-                cuda_over_mma_alone=alone,
-                overlap=point.overlap,
-                origin="predicted",
-                source=f"{_CURVE}: {point.source}",
-            )
-        )
-    return points
+    points = [
+        carry_over(strategy, operand, family, rates)
+        for (family, operand), mma in CO_ISSUE_LOOPS.items()
+        if facts.support(mma).level == "native"
+        for strategy in PROXIES
+    ]
+    return list({_place(point): point for point in points if point is not None}.values())
 
 
-def _instructions(name: str, k: int) -> dict[str, float]:
-    mix = name.removeprefix("mix.")
-    counts = STRATEGIES[mix].instructions if mix != name else {name: 1.0}
-    return {instruction: count * k for instruction, count in counts.items()}
+def _place(point: CoIssue) -> tuple[str, str, str, int]:
+    return point.mma, point.shape, point.instruction, point.k

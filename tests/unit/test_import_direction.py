@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
 # Decisions: pure functions over records. They know no GPU, no kernel, no report.
 DECISIONS = {
     "models", "workload", "datasheets", "rates", "overlap", "quality", "balance", "gemm_time", "candidates",
-    "explanation", "planner", "prediction", "verification",
+    "explanation", "planner", "prediction", "verification", "shipped", "strategies", "chain", "co_issue_notes",
 }  # fmt: skip
 # Effects at the edge, from the machine to the verbs.
 EDGE = ("discovery", "doctor", "flow", "run_job", "verify_job", "cli")
