@@ -1,7 +1,7 @@
 """Files that can be made again: written whole with their SHA-256 behind them, and trusted only if it still fits.
 
 Safe between processes: whoever comes second replaces a file by an equal one. A folder that cannot be written is no
-error, the work is then done again. """
+error, the work is then done again."""
 
 from __future__ import annotations
 
