@@ -19,7 +19,8 @@ SAME_PER_CLOCK, SAME_PER_SECOND, SAME_RHO = 0.005, 0.06, 0.01
 
 def run(out: Path, cache: Path, *arguments: str) -> tuple[Profile, float]:
     start = time.monotonic()
-    command = [sys.executable, "-m", "apex4_probe.cli", "run", "--require-gpu", "--out", str(out), *arguments]
+    program = "from apex4_probe.cli import main; main()"
+    command = [sys.executable, "-c", program, "run", "--require-gpu", "--out", str(out), *arguments]
     answer = subprocess.run(
         command, env={**os.environ, "APEX4_PROBE_CACHE": str(cache)}, capture_output=True, text=True, check=False
     )
