@@ -19,13 +19,13 @@ from apex4_probe.microbench.sources import probe_kernel
 
 VECTOR_BYTES = 16
 THREADS = 512
-IN_FLIGHT = (2, 4, 8)  # 16-byte loads of a thread before the first use; swept
+IN_FLIGHT = (1, 2, 4, 8)  # 16-byte loads of a thread before the first use; swept
 CTAS_PER_SM = (1, 2, 4, 1 << 16)  # swept; the last means one CTA a chunk
-BUFFER_BYTES = 1 << 30  # far beyond every L2; less where the GPU is small
+BUFFER_BYTES = 1 << 32  # far beyond every L2, so long that ramps do not count; less where the GPU is small
 L2_SHARE = 0.2  # of the L2 that the resident buffer takes: well inside one partition of those that have two
 LAUNCHES = 256
 SHARED_ITERATIONS, SHARED_LOADS, SHARED_THREADS = 4096, 16, 1024
-BUDGET_S = 0.15
+BUDGET_S = 0.08
 
 DESCRIPTIONS = {
     "memory.copy": "device memory copied to device memory, bytes read plus bytes written",

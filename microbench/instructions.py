@@ -24,8 +24,8 @@ from apex4_probe.microbench.sources import probe_kernel
 OPERATIONS_PER_ITERATION = 64  # of a warp; long enough that the loop's three instructions do not count
 PLATEAU = 0.01  # configurations this near to the best are on the plateau
 PEAK_TOLERANCE = 0.02  # for the timer
-TARGET_S = 1.5e-3  # of one launch: a thousand times its latency, far below the power controller's reaction
-BURST_BUDGET_S = 0.15
+TARGET_S = 1.5e-3  # of one launch: a thousand times its latency, a twentieth of the power controller's reaction
+BURST_BUDGET_S = 0.08  # of samples, the pauses between bursts not counted
 SUSTAINED_S = 2.0  # of back-to-back launches; the first half lets the clock settle under the power cap
 
 

@@ -15,7 +15,7 @@ import numpy as np
 CYCLES_SPREAD = 0.005
 # Standard error of the mean wall time, the figure that a second run should reproduce.
 WALL_STANDARD_ERROR = 0.005
-MIN_SAMPLES = 7
+MIN_SAMPLES = 16
 MAX_SAMPLES = 200
 
 
