@@ -161,7 +161,7 @@ class Gpu:
         return Sample(float("nan"), wall_s, start=start, end=time.monotonic())
 
     def sample(self, once: Callable[[], Sample], budget_s: float, min_samples: int = MIN_SAMPLES) -> Series:
-        """Bursts from idle until the stopping rule is satisfied. Samples that heat disturbed are counted and repeated."""
+        """Bursts from idle until the stopping rule is satisfied. Samples disturbed by heat are counted and repeated."""
         rule = StoppingRule(budget_s, min_samples)
         kept: list[Sample] = []
         discarded = 0
@@ -180,13 +180,16 @@ class Gpu:
         return Series(counted, self.conditions(counted[0].start), self.max_sm_clock_mhz, discarded)
 
     def sustained(self, once: Callable[[], Sample], duration_s: float) -> Series:
-        """Call ``once`` back to back for ``duration_s``; the first half, in which the clock settles, is not counted."""
+        """Call ``once`` back to back for ``duration_s``; the first half, in which the clock settles, is not counted. Of
+        the rest, samples that heat disturbed are left out and counted, unless it disturbed them all."""
         samples: list[Sample] = []
         end = time.monotonic() + duration_s
         while not samples or samples[-1].end < end:
             samples.append(once())
-        kept = tuple(samples[len(samples) // 2 :])
-        return Series(kept, self.conditions(kept[0].start), self.max_sm_clock_mhz)
+        settled = samples[len(samples) // 2 :]
+        kept = [s for s in settled if not self._sampler.between(s.start, s.end).disturbed] or settled
+        conditions = self.conditions(settled[0].start)
+        return Series(tuple(kept), conditions, self.max_sm_clock_mhz, len(settled) - len(kept))
 
     def conditions(self, since: float) -> Conditions:
         """Conditions from ``since`` (time.monotonic()) until now."""

@@ -1,32 +1,25 @@
-"""The instruction probes: what each measures, on which source, and how it is run.
+"""The instruction probes: what each measures, on which source, how it is configured, what its machine code holds.
 
-A probe is a descriptor; one runner measures them all (``measure``). Warps and instruction-level parallelism are swept;
-the best configuration is reported, with how many others reach the same: a lone peak would be no plateau.
+A probe is a descriptor; one runner measures them all (throughput.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 from apex4_probe.architecture import Architecture
 from apex4_probe.deployment import Measurement
 from apex4_probe.kernels import sass
 from apex4_probe.kernels.compile import Cubin, Kernel
 from apex4_probe.kernels.wgmma import Wgmma
-from apex4_probe.microbench.execution import Gpu, Sample, Series
 from apex4_probe.microbench.operands import Kind
 from apex4_probe.microbench.sass_gate import OVERHEAD, Gate, check
 from apex4_probe.microbench.sources import probe_kernel
 
 OPERATIONS_PER_ITERATION = 64  # of a warp; long enough that the loop's three instructions do not count
-PLATEAU = 0.01  # configurations this near to the best are on the plateau
-PEAK_TOLERANCE = 0.02  # for the timer
-TARGET_S = 1.5e-3  # of one launch: a thousand times its latency, a twentieth of the power controller's reaction
-BURST_BUDGET_S = 0.08  # of samples, the pauses between bursts not counted
-SUSTAINED_S = 2.0  # of back-to-back launches; the first half lets the clock settle under the power cap
+PEAK_TOLERANCE = 0.02  # of a reading above the physical peak; for the timer
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class InstructionProbe:
     """One instruction. ``opcode``: a regular expression that its SASS mnemonic matches from the beginning.
 
     ``work``: MAC of one warp-instruction for MMAs (of a warpgroup for wgmma), 32 thread-instructions else.
-    ``warps_per_instruction``: 4 where a warpgroup issues together.
+    ``leading``: also measured on zeros, and sustained.
     """
 
     name: str
@@ -57,7 +50,7 @@ class InstructionProbe:
     ilps: tuple[int, ...] = (4, 8)  # with fewer chains the compiler pads every dependence with instructions of its own
     warps: tuple[int, ...] = (4, 8, 16)
     wgmma: Wgmma | None = None
-    leading: bool = False  # also measured on zeros, and sustained
+    leading: bool = False
 
     @property
     def is_mma(self) -> bool:
@@ -184,95 +177,3 @@ def gate(
 def unsupported(probe: InstructionProbe, reason: str) -> Measurement:
     """The row of a probe that cannot run here, or whose reading was refused."""
     return Measurement(name=probe.name, instruction="", unit=probe.unit, origin="measured", unsupported=reason)
-
-
-def measure(gpu: Gpu, probe: InstructionProbe, compiled: Sequence[tuple[Configuration, Cubin]]) -> list[Measurement]:
-    """Sweep, then measure on the plateau: random operands in a burst; leading probes also on zeros, and sustained."""
-    operands = gpu.operands(probe.kind)
-    swept = []
-    for configuration, cubin in compiled:
-        function = gpu.function(cubin)
-        run = _Run(gpu, probe, configuration, function, _iterations(gpu, function, configuration.threads, operands))
-        swept.append((run.rate(run.once(operands).cycles), run, cubin))
-    best, run, cubin = max(swept, key=lambda entry: entry[0])
-    found = gate(probe, run.configuration, cubin, gpu.architecture)
-    on_plateau = sum(rate >= best * (1 - PLATEAU) for rate, *_ in swept)
-    width = f"{on_plateau} of {len(swept)} configurations"
-
-    series: list[tuple[Operands, Regime, Series]] = [
-        ("random", "burst", gpu.sample(lambda: run.once(operands), BURST_BUDGET_S))
-    ]
-    if probe.leading and not (found and found.emulated):
-        zeros = gpu.operands(probe.kind, zeros=True)
-        series.append(("zeros", "burst", gpu.sample(lambda: run.once(zeros), BURST_BUDGET_S)))
-        series.append(("random", "sustained", gpu.sustained(lambda: run.once(operands), SUSTAINED_S)))
-    return [run.measurement(one, found, width).model_copy(update={"operands": o, "regime": r}) for o, r, one in series]
-
-
-Operands = Literal["random", "zeros"]
-Regime = Literal["burst", "sustained"]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A probe in one configuration, loaded, with the number of iterations that fills a launch."""
-
-    gpu: Gpu
-    probe: InstructionProbe
-    configuration: Configuration
-    function: Any
-    iterations: int
-
-    def once(self, operands: Any) -> Sample:
-        return self.gpu.launch(self.function, self.configuration.threads, operands, self.iterations)
-
-    @property
-    def work(self) -> int:
-        """Of one CTA, so of one SM, in one launch."""
-        return self.probe.work_per_iteration(self.configuration, self.gpu.architecture) * self.iterations
-
-    def rate(self, cycles: float) -> float:
-        """Work per clock and SM."""
-        return self.work / cycles
-
-    def measurement(self, series: Series, found: Gate | None, plateau: str) -> Measurement:
-        """The record, or an ``unsupported`` one when the reading is above what the silicon can do."""
-        per_clock = self.rate(series.cycles)
-        emulated = found.emulated if found else None
-        peak = self.gpu.architecture.peak(self.probe.name)
-        if peak is not None and per_clock > peak * (1 + PEAK_TOLERANCE):
-            reason = f"reading rejected: {per_clock:.1f} per clock and SM where the physical peak is {peak:g}"
-            return unsupported(self.probe, reason)
-        per_second = self.work * self.gpu.sm_count / series.wall_s * self.probe.operations / 1e12
-        return Measurement(
-            name=self.probe.name,
-            instruction=found.instruction if found else "",
-            emulated=emulated,
-            sass_verified=found.verified if found else None,
-            value=per_second,
-            unit=self.probe.unit,
-            per_clk_per_sm=per_clock,
-            per_clk_unit="MAC" if self.probe.is_mma else "instr",
-            peak_fraction=per_clock / peak if peak else None,
-            samples=len(series.samples),
-            discarded=series.discarded,
-            spread=series.spread,
-            sm_clock_mhz=series.sm_clock_mhz,
-            temperature_c=series.conditions.temperature_c,
-            power_w=series.conditions.power_w,
-            throttle=series.throttle,
-            configuration={
-                **dict(self.configuration.labels),
-                "plateau": plateau,
-                "sass_per_operation": round(found.per_operation, 3) if found else 0,
-                **({"sass": found.why} if found and found.why else {}),
-            },
-            origin="measured",
-        )
-
-
-def _iterations(gpu: Gpu, function: Any, threads: int, operands: Any) -> int:
-    """As many as fill TARGET_S; the first launch also loads the code."""
-    gpu.launch(function, threads, operands, 8)
-    few, many = (gpu.launch(function, threads, operands, n).wall_s for n in (16, 144))
-    return max(16, round(TARGET_S / max((many - few) / 128, 1e-8)))

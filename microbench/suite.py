@@ -9,14 +9,15 @@ from apex4_probe.architecture import Architecture
 from apex4_probe.deployment import CoIssue, Measurement
 from apex4_probe.kernels import sass
 from apex4_probe.kernels.compile import compile_all
-from apex4_probe.microbench import bandwidth, co_issue, instructions
+from apex4_probe.microbench import bandwidth, co_issue, instructions, throughput
 from apex4_probe.microbench.execution import Gpu
 from apex4_probe.microbench.instructions import PROBES, InstructionProbe
+from apex4_probe.microbench.throughput import PreparedProbe
 
 Progress = Callable[[str, float], None]  # what is being done now; the share of the whole that is done, 0 … 1
 
-# Shares of the whole that compiling, probing, bandwidth and co-issue take with a warm cache, as seen on an H100.
-_STAGES = {False: (0.1, 0.75, 0.8, 1.0), True: (0.1, 0.35, 0.4, 1.0)}
+# Shares of the whole that end compiling, bursts, bandwidth and sustained rates, as seen on an H100.
+_STAGES = {False: (0.1, 0.55, 0.7, 0.95), True: (0.3, 0.5, 0.57, 0.67)}
 
 
 UNSTEADY = 0.10  # a spread that a person should know of
@@ -41,7 +42,7 @@ def measure(gpu_index: int, *, full: bool = False, progress: Progress = lambda _
     """Measure the CUDA device ``gpu_index``. Raises ApexError (no CuPy, unknown architecture, compile failure)."""
     with Gpu(gpu_index) as gpu:
         architecture = gpu.architecture
-        compiled, probed, moved, done = _STAGES[full]
+        compiled, probed, moved, sustained = _STAGES[full]
         probes = selected(architecture)
         curves = co_issue.curves(architecture, full)
         configurations = {probe: probe.configurations(architecture) for probe in probes}
@@ -55,17 +56,23 @@ def measure(gpu_index: int, *, full: bool = False, progress: Progress = lambda _
         sass.disassemble_all([cubin.image for cubin in (*cubins.values(), *curve_cubins.values())])
 
         measurements: list[Measurement] = []
+        prepared: list[PreparedProbe] = []
         for number, probe in enumerate(probes):
             progress(probe.name, compiled + (probed - compiled) * number / len(probes))
-            measurements += instructions.measure(gpu, probe, [(c, cubins[c.kernel]) for c in configurations[probe]])
-        measurements += _refused(architecture)
+            ready = throughput.prepare(gpu, probe, [(c, cubins[c.kernel]) for c in configurations[probe]])
+            prepared.append(ready)
+            measurements += ready.bursts()
         progress("memory, L2, shared memory, launches", probed)
         measurements += bandwidth.measure(gpu)
+
+        progress("sustained rates", moved)
+        measurements += [record for ready in prepared for record in ready.sustained()]
+        measurements += _refused(architecture)
 
         probe_curves = co_issue.CoIssueProbe(gpu, curve_cubins)
         records: list[CoIssue] = []
         for number, curve in enumerate(curves):
-            share = moved + (done - moved) * number / len(curves)
+            share = sustained + (1 - sustained) * number / len(curves)
             progress(f"co-issue {curve.loop.mma} {curve.loop.shape} {curve.placement} {curve.instruction}", share)
             records += probe_curves.measure(curve)
         progress("measured", 1.0)
@@ -76,13 +83,15 @@ def remeasure(gpu_index: int, names: set[str]) -> list[Measurement]:
     """The named figures again, for ``verify --measure``: those of ``names`` that this GPU can give."""
     with Gpu(gpu_index) as gpu:
         found: list[Measurement] = []
+        prepared: list[PreparedProbe] = []
         for probe in selected(gpu.architecture, names):
             configurations = probe.configurations(gpu.architecture)
             cubins = compile_all([c.kernel for c in configurations])
-            found += instructions.measure(gpu, probe, list(zip(configurations, cubins, strict=True)))
+            prepared.append(throughput.prepare(gpu, probe, list(zip(configurations, cubins, strict=True))))
+            found += prepared[-1].bursts()
         if names & set(bandwidth.DESCRIPTIONS):
             found += [m for m in bandwidth.measure(gpu) if m.name in names]
-        return found
+        return found + [record for ready in prepared for record in ready.sustained()]
 
 
 def describe(name: str) -> str:
