@@ -3,6 +3,7 @@
 # make test-fast  the same without the tests marked slow
 # make gpu-test   the tests that need a GPU
 # make gpu-bench  measure this GPU into profiles/measured/<device>/, as the repository ships it
+# make examples   predict every known device and compare them with what was measured, into reports/examples/
 # make lint       ruff, and mypy --strict over all packages
 # make clean      remove .venv and everything generated
 #
@@ -26,7 +27,7 @@ TEST_CUDA = $(or $(CUDA),cuda13)
 RUN_STAMP = .venv/.installed-run-$(or $(CUDA),cpu)
 TEST_STAMP = .venv/.installed-test-$(TEST_CUDA)
 
-.PHONY: help run test test-fast gpu-test gpu-bench lint clean
+.PHONY: help run test test-fast gpu-test gpu-bench examples lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -58,7 +59,18 @@ $(TEST_STAMP): pyproject.toml | .venv/bin/python
 run: $(RUN_STAMP)
 	@$(BIN)/apex4-probe run $(ARGS)
 
-test: $(TEST_STAMP)
+# The browser tests need Debian's Chromium; where it may not be installed they skip and say so.
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+.PHONY: chromium
+chromium:
+	@if [ -z "$(CHROMIUM)" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing chromium for the browser tests" >&2; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null \
+	    || echo "chromium could not be installed" >&2; \
+	fi
+
+test: $(TEST_STAMP) chromium
 	$(BIN)/python -m pytest -m "not gpu" -n auto $(PYTEST_ARGS)
 
 test-fast: $(TEST_STAMP)
@@ -69,6 +81,12 @@ gpu-test: $(TEST_STAMP)
 
 gpu-bench: $(RUN_STAMP)
 	$(BIN)/apex4-probe run --require-gpu --full --out "profiles/measured/{device}" $(ARGS)
+
+# A profile whose figures did not change is left as it is, so this changes nothing unless the figures do. LC_ALL: the
+# order of the files, and with it of the rows, must not depend on the language of the machine.
+examples: $(RUN_STAMP)
+	$(BIN)/apex4-probe predict --all --quiet --out reports/examples/predicted
+	LC_ALL=C; $(BIN)/apex4-probe compare profiles/measured/* reports/examples/predicted/*.yaml --quiet --out reports/examples/compare
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -23,6 +23,8 @@ from apex4_probe.errors import ApexError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from apex4_probe.emit import Display
+
 NAME = "apex4-probe"
 CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -45,6 +47,31 @@ class FormatChoice(str, Enum):
     w4a16 = "w4a16"
     w4a8 = "w4a8"
     w4a4 = "w4a4"
+
+
+class ShowFormat(str, Enum):
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
+
+
+# What run and predict ask alike.
+ModelOption = Annotated[
+    str, typer.Option(help="A preset such as llama-3-8b, or the path of a Hugging Face config.json.")
+]
+WorkloadOption = Annotated[str, typer.Option(help="What the GPU will be asked: phase:M[*weight], joined by commas.")]
+FormatOption = Annotated[
+    FormatChoice, typer.Option(help="auto chooses among all formats; a name asks which granularity within it.")
+]
+QualityOption = Annotated[
+    float, typer.Option(help="Largest expected loss, in nats per token, that --format auto accepts.")
+]
+SpeedupOption = Annotated[float, typer.Option(help="Smallest speed-up over FP16 that --format w4a4 accepts.")]
+ShardsOption = Annotated[int, typer.Option(help="Tensor-parallel shards to plan for.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Let a predicted profile replace a measured one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the profiles as JSON on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 def one_sentence(verb: Verb) -> Verb:
@@ -91,6 +118,16 @@ def _console(quiet: bool = False, stderr: bool = False) -> Console:
     return PipeConsole(quiet=quiet, stderr=stderr, highlight=False)
 
 
+def _display(quiet: bool, json: bool) -> Display:
+    from apex4_probe.emit import Display
+
+    return Display(
+        figures=_console(quiet=quiet or json),
+        remarks=_console(quiet=quiet, stderr=json),
+        progress=_console(quiet=quiet, stderr=True),
+    )
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from apex4_probe import __version__
@@ -111,20 +148,12 @@ def main_options(
 @app.command()
 @one_sentence
 def run(
-    model: Annotated[
-        str, typer.Option(help="A preset such as llama-3-8b, or the path of a Hugging Face config.json.")
-    ] = "llama-3-8b",
-    workload: Annotated[
-        str, typer.Option(help="What the GPU will be asked: phase:M[*weight], joined by commas.")
-    ] = "decode:16,prefill:2048",
-    format: Annotated[
-        FormatChoice, typer.Option(help="auto chooses among all formats; a name asks which granularity within it.")
-    ] = FormatChoice.auto,
-    max_quality_loss: Annotated[
-        float, typer.Option(help="Largest expected loss, in nats per token, that --format auto accepts.")
-    ] = 0.15,
-    min_speedup: Annotated[float, typer.Option(help="Smallest speed-up over FP16 that --format w4a4 accepts.")] = 1.2,
-    tp: Annotated[int, typer.Option(help="Tensor-parallel shards to plan for.")] = 1,
+    model: ModelOption = "llama-3-8b",
+    workload: WorkloadOption = "decode:16,prefill:2048",
+    format: FormatOption = FormatChoice.auto,
+    max_quality_loss: QualityOption = 0.15,
+    min_speedup: SpeedupOption = 1.2,
+    tp: ShardsOption = 1,
     out: Annotated[
         str | None,
         typer.Option(
@@ -143,16 +172,17 @@ def run(
     require_gpu: Annotated[
         bool, typer.Option("--require-gpu", help="Without a GPU exit with 2 rather than predict.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Let a predicted profile replace a measured one.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the profiles as JSON on stdout.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure this GPU, decide which 4-bit format and granularity pay, and write the deployment profile.
 
     Without a GPU it says so and predicts from datasheets instead: every figure is then marked predicted.
     """
+    from apex4_probe.emit import as_json
     from apex4_probe.flow import Request
-    from apex4_probe.run_job import Display, as_json, run_job
+    from apex4_probe.run_job import run_job
 
     request = Request(
         model=model,
@@ -167,32 +197,146 @@ def run(
         require_gpu=require_gpu,
         command=_command_line(),
     )
-    display = Display(
-        figures=_console(quiet=quiet or json),
-        remarks=_console(quiet=quiet, stderr=json),
-        progress=_console(quiet=quiet, stderr=True),
-    )
-    profiles = run_job(request, out, force=force, display=display)
+    profiles = run_job(request, out, force=force, display=_display(quiet, json))
     if json:
-        print(as_json(profiles))
+        print(as_json(profiles.items()))
+
+
+@app.command()
+@one_sentence
+def predict(
+    device: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DEVICE|FILE.yaml]",
+            help='A known device, e.g. "RTX 3090", or a file with one entry as profiles/datasheets.yaml has them.',
+        ),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every known device: one table, and one file each.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Print the names of all known devices.")] = False,
+    model: ModelOption = "llama-3-8b",
+    workload: WorkloadOption = "decode:16,prefill:2048",
+    format: FormatOption = FormatChoice.auto,
+    max_quality_loss: QualityOption = 0.15,
+    min_speedup: SpeedupOption = 1.2,
+    tp: ShardsOption = 1,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write the profile, its report and plots there (with --all: a profile a device); {device} and "
+            "{date} are filled in. Default: print, write nothing.",
+        ),
+    ] = None,
+    force: ForceOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Predict a GPU that is not here, from its datasheet and the balance model.
+
+    Nothing is measured and nothing is marked measured. Times and speed-ups carry the interval between full overlap of
+    the pipes and none; the notes say what is assumed.
+    """
+    from apex4_probe import predict_job as job
+    from apex4_probe.emit import as_json
+    from apex4_probe.flow import Request
+
+    job.require_one_question(device, every, listed)
+    if listed:
+        if json:
+            print(job.list_json())
+        else:
+            job.print_list(_console())
+        return
+    if quiet and out is None and not json:
+        raise ApexError("predict: --quiet without --out or --json would answer nowhere: add one of them")
+    request = Request(
+        model=model,
+        workload=workload,
+        format=format.value,
+        max_quality_loss=max_quality_loss,
+        min_speedup=min_speedup,
+        tensor_parallel=tp,
+        command=_command_line(),
+    )
+    answers = job.predict_job(device, request, out, force=force, display=_display(quiet, json))
+    if json:
+        print(as_json(answers))
 
 
 @app.command()
 @one_sentence
 def show(
     profile: Annotated[Path, typer.Argument(help="A profile.yaml, or the folder that holds it.")],
-    json: Annotated[bool, typer.Option("--json", help="Print the profile as JSON.")] = False,
+    format: Annotated[
+        ShowFormat | None,
+        typer.Option(help="table: for a person (default); md: for an issue; csv: one measurement a line; json."),
+    ] = None,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Say in one sentence each what the profile's numbers measure.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
-    """Print a deployment profile for a person."""
+    """Print a deployment profile: for a person, for an issue, or for a program."""
     from apex4_probe.profile_file import load_profile
+    from apex4_probe.show_job import show_job
 
-    record = load_profile(_profile_path(profile))
+    if json and format is not None and format is not ShowFormat.json:
+        raise ApexError(f"show: --json and --format {format.value} exclude each other: choose one")
+    chosen = ShowFormat.json if json else format or ShowFormat.table
+    show_job(load_profile(_profile_path(profile)), chosen.value, describe, _console())
+
+
+@app.command()
+@one_sentence
+def compare(
+    profiles: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="profile.yaml files, folders that hold one, or names of known devices.", metavar="PROFILE..."
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="And all known devices: measured where a profile ships, and every datasheet.")
+    ] = False,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder for compare.html, .csv, .json and figures. Default: a new one."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Plan all of them for this model. Default: the one they share, else llama-3-8b.")
+    ] = None,
+    workload: Annotated[str | None, typer.Option(help="As for run. Default: the one they share.")] = None,
+    format: Annotated[FormatChoice | None, typer.Option(help="As for run. Default: auto.")] = None,
+    max_quality_loss: Annotated[float | None, typer.Option(help="As for run. Default: 0.15.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="As for run. Default: 1.2.")] = None,
+    tp: Annotated[int | None, typer.Option(help="As for run. Default: the one they share.")] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=USD_PER_HOUR", help="Price of a GPU, for cost per million tokens; repeatable."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON on stdout.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Put GPUs side by side: a table, one page with figures, CSV and JSON; measured and predicted never mixed."""
+    from apex4_probe import compare_job as job
+
+    wishes = job.Wishes(
+        profiles=tuple(profiles or ()),
+        every=every,
+        model=model,
+        workload=workload,
+        format=format.value if format else None,
+        max_quality_loss=max_quality_loss,
+        min_speedup=min_speedup,
+        tensor_parallel=tp,
+        prices=tuple(price or ()),
+        command=_command_line(),
+    )
+    figures, remarks = _console(quiet=quiet or json), _console(quiet=quiet, stderr=json)
+    comparison = job.compare_job(wishes, out, figures=figures, remarks=remarks)
     if json:
-        print(record.model_dump_json(indent=2))
-        return
-    from apex4_probe.reports.terminal import print_profile
-
-    print_profile(record, _console())
+        print(job.as_json(comparison))
 
 
 @app.command()

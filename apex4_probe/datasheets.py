@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
+from typing import Any
 
 import yaml
 
@@ -79,9 +80,20 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 @cache
+def _data() -> Mapping[str, Any]:
+    text = files("apex4_probe.profiles").joinpath("datasheets.yaml").read_text(encoding="utf-8")
+    return MappingProxyType(yaml.safe_load(text))
+
+
+def sources() -> Mapping[str, str]:
+    """The documents that the figures are from, by the short names that the file gives them."""
+    return MappingProxyType(_data()["sources"])
+
+
+@cache
 def datasheets() -> tuple[Datasheet, ...]:
     """Every device we have figures of, in the file's order."""
-    data = yaml.safe_load(files("apex4_probe.profiles").joinpath("datasheets.yaml").read_text(encoding="utf-8"))
+    data = _data()
     return tuple(
         Datasheet(
             name=name,
@@ -125,8 +137,8 @@ def find(name: str) -> Datasheet:
     meant = list(dict.fromkeys(by_words[tuple(match.split())] for match in near))
     hint = f"did you mean {_listing(meant)}? " if meant else ""
     raise ApexError(
-        f"No datasheet figures for {name!r}: {hint}Run `apex4-probe run` without --like and without a GPU to see all "
-        f"{len(datasheets())} known devices."
+        f"No datasheet figures for {name!r}: {hint}apex4-probe predict --list shows all {len(datasheets())} known "
+        "devices."
     )
 
 

@@ -7,9 +7,13 @@ tool, ``datasheet`` as a vendor lists it, ``predicted`` by arithmetic on either.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA_VERSION = "1.0"  # major.minor: a reader refuses another major and ignores fields that a newer minor added
 PEAK_TOLERANCE = 1.02  # of the physical peak: a reading above it is the timer's error or a loop the compiler emptied
@@ -270,6 +274,24 @@ class Profile(Record):
     rejected: list[Rejected] = []
     notes: list[str] = []  # sentences for the reader: block scales in hardware, tcgen05 not probed, …
     checksum: str = ""
+
+    def to_frame(self, section: Literal["measurements", "co_issue", "balance", "layers"] = "measurements") -> DataFrame:
+        """A section as a pandas DataFrame: a row a record, the schema's names and units; what is absent is NaN.
+
+        "balance" has a column a pipe (``pipes.tensor``, …); "layers" a row for every layer role and M. ``frame.attrs``
+        says which device, origin and tool version. Raises ApexError for another section.
+        """
+        from apex4_probe import frames
+
+        about = {"device": self.device.name, "origin": self.origin, "tool_version": self.tool_version}
+        if section == "layers":
+            return frames.nested(LayerPlan, LayerTime, self.layers, "times", about, leave_out={"kernels"})
+        records: dict[str, tuple[type[Record], Sequence[Record]]] = {
+            "measurements": (Measurement, self.measurements),
+            "co_issue": (CoIssue, self.co_issue),
+            "balance": (StrategyBalance, self.balance),
+        }
+        return frames.flat(*frames.section_of(records, section), about)
 
     @model_validator(mode="after")
     def _origin_fits_the_figures(self) -> Profile:

@@ -152,11 +152,14 @@ def measure(gpu: LocalGpu, question: Question, request: Request, progress: Progr
 
 def predict(datasheet: Datasheet, question: Question, request: Request) -> Profile:
     """The profile that ``datasheet``'s GPU would have, every figure marked predicted or datasheet."""
+    from apex4_probe.assumptions import assumptions
     from apex4_probe.prediction import predict_device
 
     device, measurements, co_issue = predict_device(datasheet)
     provenance = Provenance(command=request.command, commit=commit(), mode="predicted")
-    return _profile(device, environment(), measurements, co_issue, question, provenance, [])
+    profile = _profile(device, environment(), measurements, co_issue, question, provenance, [], datasheet)
+    assumed = assumptions(datasheet, profile.measurements, profile.co_issue, profile.balance)
+    return profile.model_copy(update={"notes": [*profile.notes, *assumed]})
 
 
 def _profile(
@@ -167,10 +170,11 @@ def _profile(
     question: Question,
     provenance: Provenance,
     notes: Sequence[str],
+    datasheet: Datasheet | None = None,
 ) -> Profile:
     from apex4_probe.planner import plan
 
-    planned = plan(device, measurements, co_issue, question.workload, question.model)
+    planned = plan(device, measurements, co_issue, question.workload, question.model, sheet=datasheet)
     return Profile(
         tool_version=version("apex4-probe"),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -211,7 +215,7 @@ def run(
     request = Request(
         model, workload, format, max_quality_loss, min_speedup, tp, device, full, like, require_gpu=like is None
     )
-    request = replace(request, command=_python_call(request))
+    request = replace(request, command=f"apex4_probe.run({', '.join(arguments_told(request))})")
     question = read(request)
     targets = find_targets(request)
     if targets.datasheets:
@@ -221,15 +225,14 @@ def run(
     return measure(targets.gpus[0], question, request, progress)
 
 
-def _python_call(request: Request) -> str:
-    """The call that repeats ``request``: every argument that is not the default."""
+def arguments_told(request: Request) -> list[str]:
+    """The arguments of a Python call that repeats ``request``: those that are not the default."""
     names = {"tensor_parallel": "tp"}
-    told = [
+    return [
         f"{names.get(field.name, field.name)}={getattr(request, field.name)!r}"
         for field in fields(Request)
         if field.name not in ("command", "require_gpu") and getattr(request, field.name) != field.default
     ]
-    return f"apex4_probe.run({', '.join(told)})"
 
 
 def describe(gpu: LocalGpu) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 from apex4_probe import explanation as explain
 from apex4_probe.balance import VARIANTS, Variant, balance, rho, strategy_balance
 from apex4_probe.candidates import MIXABLE, PUBLISHED_DETAIL, RESOLUTION, UNIFORM, Candidate, CandidateMaker, pareto
-from apex4_probe.datasheets import for_device
+from apex4_probe.datasheets import Datasheet, for_device
 from apex4_probe.deployment import (
     CoIssue,
     Decision,
@@ -84,12 +84,13 @@ def plan(
     *,
     strategies: Collection[str] | None = None,
     prior: QualityPrior | None = None,
+    sheet: Datasheet | None = None,
 ) -> Plan:
     """The plan for one GPU (one of ``workload.tensor_parallel``).
 
     ``strategies``: the dequantisation strategies that kernels may use, by name; None: all. ``measurements`` may be
     measured, predicted or missing; what is missing is taken from the architecture. ApexError: a shape does not shard,
-    or a figure is neither measured nor known.
+    or a figure is neither measured nor known. ``sheet``: what is listed for the device; None: ours, by its name.
     """
     unknown = sorted(set(strategies or ()) - set(STRATEGIES))
     if unknown:
@@ -102,7 +103,7 @@ def plan(
             f"{device.name}: the FP16 Tensor Core rate, with which all is compared, is neither measured nor known"
         )
     costs = balance(rates, co_issue)
-    field = _field(rates, co_issue, workload, model, strategies, known)
+    field = field_of(rates, co_issue, workload, model, strategies, known)
     usable = [cost for cost in costs if strategies is None or cost.strategy in {"none", *strategies}]
     w4a4, paper = _decide(
         _w4a4_rule(workload, known), _w4a4_text(workload, known), True, field, rates, workload, usable
@@ -112,7 +113,7 @@ def plan(
         decision, asked = _decide(
             _fastest_rule(workload, known), _fastest_text(workload, known), False, field, rates, workload, usable
         )
-    sheet = for_device(device.name)
+    sheet = sheet or for_device(device.name)
     listed = {name: sheet.value(name) for name in ("int4_tops", "int8_tops", "fp32_tflops")} if sheet else {}
     return Plan(
         decision=decision,
@@ -128,7 +129,7 @@ def plan(
     )
 
 
-def _field(
+def field_of(
     rates: Rates,
     co_issue: Sequence[CoIssue],
     workload: WorkloadRecord,
@@ -136,6 +137,10 @@ def _field(
     strategies: Collection[str] | None,
     prior: QualityPrior,
 ) -> Field:
+    """Every plan that could be chosen here, and what was ruled out before its time was asked for.
+
+    ApexError: a rate that the plans rest on is neither measured nor known.
+    """
     best: dict[tuple[Format, Granularity], StrategyBalance] = {}
     for variant in VARIANTS:
         if variant.strategy != "none" and strategies is not None and variant.strategy not in strategies:
@@ -207,7 +212,7 @@ def _fastest_rule(workload: WorkloadRecord, prior: QualityPrior) -> Rule:
         pool = field.of(formats)
         eligible = [c for c in pool if c.loss <= workload.max_quality_loss] or [field.fp16]
         limit = min(map(us, eligible)) * (1 + RESOLUTION)
-        best = _best_quality([c for c in eligible if us(c) <= limit], us, prior)
+        best = best_quality([c for c in eligible if us(c) <= limit], us, prior)
         return [best, *sorted((c for c in eligible if c is not best), key=us)]
 
     return rule
@@ -218,14 +223,14 @@ def _w4a4_rule(workload: WorkloadRecord, prior: QualityPrior) -> Rule:
         reaching = [c for c in field.of(W4A4) if us(field.fp16) / us(c) >= workload.min_speedup]
         if not reaching:
             return [field.fp16]
-        best = _best_quality(reaching, us, prior)
+        best = best_quality(reaching, us, prior)
         others = (c for c in reaching if c is not best)
         return [best, *sorted(others, key=lambda c: (round(c.loss, 9), us(c))), field.fp16]
 
     return rule
 
 
-def _best_quality(candidates: Sequence[Candidate], us: Duration, prior: QualityPrior) -> Candidate:
+def best_quality(candidates: Sequence[Candidate], us: Duration, prior: QualityPrior) -> Candidate:
     """The least expected loss; a mix of granularities has to gain more than the prior resolves over a uniform plan."""
     least = min(candidate.loss for candidate in candidates)
     as_good = [candidate for candidate in candidates if candidate.loss <= least + prior.resolution]

@@ -61,7 +61,7 @@ def _device(sheet: Datasheet, facts: Architecture) -> Device:
 
 
 def _sms_and_clock(sheet: Datasheet, facts: Architecture) -> tuple[int, float]:
-    """Listed; else the clock from FP32 TFLOPS = SMs x lanes x 2 x clock, or SMs scaled by FP32 from the same family."""
+    """Listed; else the one that is missing in FP32 TFLOPS = SMs x lanes x 2 x clock; else SMs scaled from a sibling."""
     sms, clock, fp32 = sheet.value("sm_count"), sheet.value("boost_clock_mhz"), sheet.value("fp32_tflops")
     lanes = facts.rates["ffma"].for_prediction
     if sms and clock:
@@ -73,10 +73,12 @@ def _sms_and_clock(sheet: Datasheet, facts: Architecture) -> tuple[int, float]:
     per_sm_mhz = OPERATIONS * lanes / 1e6  # TFLOPS of one SM at 1 MHz
     if sms:
         return int(sms), fp32 / (sms * per_sm_mhz)
+    if clock:
+        return max(1, round(fp32 / (clock * per_sm_mhz))), clock
     for other in datasheets():
         near = (other.value("sm_count"), other.value("boost_clock_mhz"), other.value("fp32_tflops"))
         if _family(other) == _family(sheet) and near[0] and near[1] and near[2]:
-            return max(1, round(near[0] * fp32 / near[2] * near[1] / (clock or near[1]))), clock or near[1]
+            return max(1, round(near[0] * fp32 / near[2])), near[1]
     raise ApexError(f"{sheet.name}: its datasheet lists no SM count, and no device of its family does")
 
 

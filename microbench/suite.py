@@ -65,8 +65,9 @@ def measure(gpu_index: int, *, full: bool = False, progress: Progress = lambda _
         progress("memory, L2, shared memory, launches", probed)
         measurements += bandwidth.measure(gpu)
 
-        progress("sustained rates", moved)
-        measurements += [record for ready in prepared for record in ready.sustained()]
+        for number, ready in enumerate(prepared):
+            progress(f"{ready.probe.name}, sustained", moved + (sustained - moved) * number / len(prepared))
+            measurements += ready.sustained()
         measurements += _refused(architecture)
 
         probe_curves = co_issue.CoIssueProbe(gpu, curve_cubins)

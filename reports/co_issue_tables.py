@@ -47,7 +47,8 @@ def _co_issue_rows(chosen: Sequence[Curve], ks: Sequence[int], title: str) -> Ta
     for curve in chosen:
         points = [curve.at(k) for k in ks]
         ratios = (
-            "" if point is None else wording.number(point.cycles_over_mma_alone, point.origin) for point in points
+            "" if point is None else wording.times(point.cycles_over_mma_alone, point.origin).rstrip("×")
+            for point in points
         )
         mma = f"{wording.clean(curve.mma)} {wording.clean(curve.shape)}"
         cells = (

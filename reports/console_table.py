@@ -16,6 +16,7 @@ from apex4_probe.reports.tables import Row, Table
 ASCII = str.maketrans(
     {"×": "x", "–": "-", "−": "-", "±": "+/-", "≥": ">=", "≤": "<=", "…": "...", "·": "/", "≈": "~", "µ": "u"}
 )
+LONGEST_NAME = 26  # characters of a name that is kept whole: wgmma.e4m3.m64n256k32.ss has 24
 NARROWEST = 6  # characters below which a column of words is not squeezed
 
 
@@ -67,15 +68,17 @@ class ConsoleTables:
             self.sentence(table.caption, style="dim", indent=2)
 
     def _fit(self, table: Table, data: Sequence[Row]) -> list[int]:
-        """Column widths: as wide as the content, the widest columns of words squeezed until the table fits."""
+        """Column widths: as wide as the content; prose is squeezed until the table fits, then names, then figures."""
         columns = range(len(table.columns))
         widths = [max(cell_len(self.text(row.cells[i]).plain) for row in data) for i in columns]
         titles = [max(map(cell_len, self.text(table.columns[i].title).plain.split())) for i in columns]
         widths = [max(pair) for pair in zip(widths, titles, strict=True)]
         room = self.console.width - 2 - (len(widths) - 1)
         while sum(widths) > room:
-            squeezable = [i for i in columns if widths[i] > NARROWEST and not table.columns[i].numeric]
-            squeezable = squeezable or [i for i in columns if widths[i] > NARROWEST]
+            wide = [i for i in columns if widths[i] > NARROWEST]
+            words = [i for i in wide if not table.columns[i].numeric]
+            prose = [i for i in words if not table.columns[i].name or widths[i] > LONGEST_NAME]
+            squeezable = prose or words or wide
             if not squeezable:
                 break
             widths[max(squeezable, key=lambda i: widths[i])] -= 1

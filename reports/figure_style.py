@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
@@ -90,6 +91,13 @@ def new_figure(height: float) -> Figure:
 
 
 @styled
+def lay_out(figure: Figure) -> None:
+    """Once for all files that a figure is saved to: laying out costs more than drawing."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+@styled
 def to_png(figure: Figure) -> bytes:
     """1280 px wide, on white. A character that DejaVu lacks is drawn as a box."""
     import warnings
@@ -127,6 +135,32 @@ def _inlined(document: str, prefix: str) -> str:
     body = body.replace(INK, "currentColor").replace(RULE, "var(--rule)").replace(PAPER, "var(--paper)")
     body = body.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, system-ui, sans-serif")
     return f'<svg {view_box.group(0) if view_box else ""} aria-hidden="true" focusable="false">{body}'
+
+
+def bar(
+    axis: Axes, row: float, value: float, colour: str, *, solid: bool, left: float = 0.0, height: float = 0.62
+) -> None:
+    """A horizontal bar from ``left``: solid (measured), or hatched in its own colour (predicted).
+
+    Hatched bars are not filled: matplotlib's SVG patterns have no transparency, a pale face would swallow its hatch.
+    """
+    patches = axis.barh(row, value, left=left, height=height, color=colour if solid else "none", zorder=2)
+    if not solid:
+        for patch in patches:
+            patch.set(edgecolor=colour, hatch=HATCH, linewidth=0.8)
+
+
+def end_label(axis: Axes, text: str, x: float, y: float) -> None:
+    """Text just right of a bar's end."""
+    axis.annotate(text, (x, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Ticks of a log axis at 1, 10, 100, written out."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def ratio_axis(axis: Axes, which: str, low: float, high: float) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from apex4_probe.deployment import LayerPlan, LayerTime, Profile
-from apex4_probe.reports import wording
+from apex4_probe.deployment import LayerPlan, LayerTime, Origin, Profile
+from apex4_probe.reports import verdict, wording
 from apex4_probe.reports.tables import ABSENT, Row, Table, columns_of
 
 LAYER_CAPTION = (
@@ -31,6 +32,47 @@ def speedup_text(time: LayerTime) -> str:
     if bounds is None or wording.times(bounds[0]) == wording.times(bounds[1]):
         return text
     return f"{text} ({bounds[0]:.2f}–{bounds[1]:.2f})"
+
+
+@dataclass(frozen=True)
+class WorkloadSpeedup:
+    """Speed-up over FP16 of all layers together. ``low``: no overlap of the pipes; ``high``: full overlap."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    origin: Origin
+
+
+def workload_speedups(profile: Profile) -> list[WorkloadSpeedup]:
+    """Of every point of the workload, from the layers' times and counts, and of the whole as the verdict states it."""
+    found = []
+    for point in profile.workload.points:
+        times = [(layer.count, time) for layer in profile.layers for time in layer.times if time.m == point.m]
+        if not times or len(times) < len(profile.layers):
+            continue
+        fp16 = sum(count * time.us_fp16 for count, time in times)
+        spans = [sum(count * us for count, us in column) for column in _columns(times)]
+        if min(spans) > 0:
+            origin: Origin = "measured" if all(time.origin == "measured" for _, time in times) else "predicted"
+            us, best, slowest = spans
+            found.append(
+                WorkloadSpeedup(f"{point.phase}, M = {point.m}", fp16 / us, fp16 / slowest, fp16 / best, origin)
+            )
+    whole = profile.decision.speedup_fp16
+    if whole is not None and profile.layers:
+        low, high = sorted(profile.decision.speedup_fp16_interval or (whole, whole))
+        found.append(WorkloadSpeedup("whole workload", whole, low, high, verdict.times_origin(profile)))
+    return found
+
+
+def _columns(times: list[tuple[int, LayerTime]]) -> list[list[tuple[int, float]]]:
+    return [
+        [(count, time.us) for count, time in times],
+        [(count, time.us_low) for count, time in times],
+        [(count, time.us_high) for count, time in times],
+    ]
 
 
 def batch_sizes(layers: Iterable[LayerPlan]) -> list[int]:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from apex4_probe.deployment import Profile
-from apex4_probe.reports import co_issue_tables, layer_tables, tables, verdict, wording
+from apex4_probe.health import Health, compare_with_shipped
+from apex4_probe.reports import (
+    co_issue_reading,
+    co_issue_tables,
+    health_words,
+    layer_tables,
+    page_shell,
+    roofline,
+    roofline_plot,
+    tables,
+    verdict,
+    verdict_plot,
+    wording,
+)
 from apex4_probe.reports.co_issue_curves import KNEE_TOLERANCE
+from apex4_probe.reports.page_shell import Picture
 from apex4_probe.reports.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAGE = "report.html"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the page inlines it: ``svg`` is made by us from escaped text, so it is safe to insert as it is."""
-
-    svg: str
-    alt: str
-    caption: str
+NO_HEALTH = Health("", "", False, (), ())
 
 
 def report_files(profile: Profile) -> dict[str, bytes]:
@@ -40,23 +44,28 @@ def report_files(profile: Profile) -> dict[str, bytes]:
 
 
 def _figures(profile: Profile) -> dict[str, Figure]:
-    from apex4_probe.reports import co_issue_plots, plots
+    from apex4_probe.reports import co_issue_plots, figure_style, plots
 
     draw: dict[str, Callable[[Profile], Figure | None]] = {
+        "verdict": verdict_plot.verdict_figure,
         "throughput": plots.throughput_figure,
         "co_issue": co_issue_plots.co_issue_figure,
         "balance": plots.balance_figure,
+        "roofline": roofline_plot.roofline_figure,
         "speedup": plots.speedup_figure,
     }
     drawn = {name: function(profile) for name, function in draw.items()}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    found = {name: figure for name, figure in drawn.items() if figure is not None}
+    for figure in found.values():
+        figure_style.lay_out(figure)
+    return found
 
 
 def _picture(profile: Profile, name: str, figure: Figure) -> Picture:
     from apex4_probe.reports import figure_style
 
     alt, caption = _words(profile)[name]
-    return Picture(figure_style.to_svg(figure, f"fig-{name}"), alt, caption)
+    return Picture(figure_style.to_svg(figure, f"fig-{name}"), name.replace("_", "-"), alt, caption)
 
 
 def _details(profile: Profile) -> list[Picture]:
@@ -65,7 +74,7 @@ def _details(profile: Profile) -> list[Picture]:
     pictures = []
     for index, (title, figure) in enumerate(co_issue_plots.co_issue_details(profile).items()):
         alt = f"Co-issue curves of {title}: a panel per placement, a line per instruction; the table has the numbers."
-        pictures.append(Picture(figure_style.to_svg(figure, f"fig-detail-{index}"), alt, title))
+        pictures.append(Picture(figure_style.to_svg(figure, f"fig-detail-{index}"), title, alt))
     return pictures
 
 
@@ -74,6 +83,12 @@ def _words(profile: Profile) -> dict[str, tuple[str, str]]:
     device = wording.clean(profile.device.name)
     solid = "Solid: measured. Hatched: predicted or from a datasheet."
     return {
+        "verdict": (
+            f"Bars: {verdict.headline(profile)} Beside it what each granularity of scales costs in SM cycles.",
+            f"{solid} Left: what the choice brings, with a line from no overlap of the pipes to full. Right: cycles of "
+            "each granularity over one scale per channel, by its cheapest strategy; in the green band a granularity "
+            "costs nothing that matters.",
+        ),
         "throughput": (
             f"Bars: throughput of Tensor Core, CUDA Core and memory on {device}, each beside its physical peak.",
             f"{solid} Dashed: the physical peak at the clock that the probe ran at. Whiskers: 10th to 90th percentile.",
@@ -88,6 +103,12 @@ def _words(profile: Profile) -> dict[str, tuple[str, str]]:
             f"{solid} Pipes are drawn end to end. The line under each bar reaches from full overlap of the pipes to "
             "none, the diamond is what the overlap makes of it; the factor compares with one scale per channel.",
         ),
+        "roofline": (
+            roofline_plot.alt_text(profile),
+            "Left of the ridge memory decides, so fewer bits a weight pay; right of it the Tensor Core decides, unless "
+            "dequantisation keeps the SMs busy for longer (the lower ceilings). Filled markers stand on the roof, the "
+            "most that a layer can reach; crosses are where the plan's own times put it.",
+        ),
         "speedup": (
             f"Points: speed-up over FP16 of each layer role at each M on {device}, from no overlap to full overlap.",
             "Speed-up over FP16 of the chosen format, activation quantisation counted in. Hollow: predicted.",
@@ -96,18 +117,11 @@ def _words(profile: Profile) -> dict[str, tuple[str, str]]:
 
 
 def _render(profile: Profile, pictures: dict[str, Picture], details: list[Picture]) -> str:
-    from jinja2 import DictLoader, Environment, StrictUndefined
-
-    name = "report.html.j2"
-    source = (files("apex4_probe.reports") / "templates" / name).read_text(encoding="utf-8")
-    environment = Environment(
-        loader=DictLoader({name: source}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    health = compare_with_shipped(profile)
     shown: dict[str, Table] = {
+        "verdict": verdict_plot.verdict_table(profile),
+        "health": health_words.health_table(health or NO_HEALTH),
+        "roofline": roofline.roofline_table(roofline.roofline(profile)),
         "device": tables.device_table(profile),
         "throughput": tables.throughput_table(profile),
         "rho": tables.rho_table(profile),
@@ -118,7 +132,10 @@ def _render(profile: Profile, pictures: dict[str, Picture], details: list[Pictur
         "rejected": tables.rejected_table(profile),
         "environment": tables.environment_table(profile),
     }
-    return environment.get_template(name).render(
+    return page_shell.render(
+        "report.html.j2",
+        health=health_words.sentences(health) if health else [],
+        co_issue_reading=co_issue_reading.reading(profile),
         headline=verdict.headline(profile),
         predicted=profile.origin == "predicted",
         provenance=verdict.provenance_line(profile),

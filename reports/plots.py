@@ -74,14 +74,13 @@ def _throughput_panel(axis: Axes, bars: Sequence[Measurement], sustained: dict[s
         if bar.peak_fraction:
             outline = axis.barh(row, peak, height=0.78, facecolor="none", edgecolor=style.INK, linewidth=0.7)
             outline.patches[0].set_linestyle((0, (2, 2)))
-        _bar(axis, row, value, colour, solid=bar.origin == "measured")
+        style.bar(axis, row, value, colour, solid=bar.origin == "measured")
         if bar.spread:
             axis.errorbar(value, row, xerr=value * bar.spread / 2, color=style.INK, capsize=2, linewidth=1)
         steady = sustained.get(bar.name)
         if steady is not None and steady.value is not None and steady is not bar:
             axis.plot(_on_axis(steady), row, "D", color=style.ORANGE, markeredgecolor=style.INK, markersize=4.5)
-        end = (max(value, peak), row)
-        axis.annotate(_bar_label(bar), end, (5, 0), textcoords="offset points", va="center", fontsize=8)
+        style.end_label(axis, _bar_label(bar), max(value, peak), row)
     axis.set_yticks(range(len(bars)), [wording.clip(bar.name, LABEL_LIMIT) for bar in bars])
     axis.set_ylim(len(bars) - 0.4, -0.6)
     axis.set_xlim(0, 1.34 * furthest or 1)
@@ -96,17 +95,6 @@ def _bar_label(bar: Measurement) -> str:
     return f"{label}, {wording.percent(bar.peak_fraction)}" if bar.peak_fraction else label
 
 
-def _bar(
-    axis: Axes, row: float, value: float, colour: str, *, solid: bool, left: float = 0.0, height: float = 0.62
-) -> None:
-    """A bar from ``left``: solid, or pale and hatched in its own colour."""
-    face = colour if solid else f"{colour}40"
-    bar = axis.barh(row, value, left=left, height=height, color=face, zorder=2)
-    if not solid:
-        for patch in bar:
-            patch.set(edgecolor=colour, hatch=style.HATCH, linewidth=0.8)
-
-
 def _throughput_legend(figure: Figure, bars: Sequence[Measurement], profile: Profile) -> None:
     from matplotlib import lines, patches
 
@@ -116,7 +104,7 @@ def _throughput_legend(figure: Figure, bars: Sequence[Measurement], profile: Pro
         handles.append(patches.Patch(color=style.BLUE, label="measured"))
     if origins - {"measured"}:
         label = " or ".join(sorted(origins - {"measured"}, reverse=True))
-        handles.append(patches.Patch(facecolor=f"{style.BLUE}40", edgecolor=style.BLUE, hatch=style.HATCH, label=label))
+        handles.append(patches.Patch(facecolor="none", edgecolor=style.BLUE, hatch=style.HATCH, label=label))
     if any(bar.emulated for bar in bars):
         handles.append(patches.Patch(color=style.GREY, label="emulated"))
     if any(bar.peak_fraction for bar in bars):
@@ -166,7 +154,7 @@ def _balance_row(axis: Axes, row: int, strategy: StrategyBalance) -> None:
     left = 0.0
     for pipe, cycles in _stacked(strategy).items():
         solid = strategy.origin == "measured"
-        _bar(axis, row - 0.12, scale * cycles, PIPE_COLOURS[pipe], solid=solid, left=left, height=0.44)
+        style.bar(axis, row - 0.12, scale * cycles, PIPE_COLOURS[pipe], solid=solid, left=left, height=0.44)
         left += scale * cycles
     issue = scale * strategy.pipes.get("issue", 0.0)
     if issue:

@@ -20,6 +20,7 @@ BALANCE_SCALE = 1000  # balance is shown per 1000 accumulators: 1/32 of a cycle 
 class Column:
     title: str
     numeric: bool = False
+    name: bool = False  # identifiers: the last column to be squeezed where there is little room, so that none is broken
 
 
 @dataclass(frozen=True)

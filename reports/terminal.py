@@ -8,10 +8,12 @@ from itertools import groupby
 from rich.console import Console
 
 from apex4_probe.deployment import Profile, StrategyBalance
-from apex4_probe.reports import co_issue_tables, layer_tables, tables, verdict, wording
+from apex4_probe.health import compare_with_shipped
+from apex4_probe.reports import co_issue_tables, health_words, layer_tables, tables, verdict, wording
 from apex4_probe.reports.console_table import ConsoleTables
 from apex4_probe.reports.tables import Column, Row, Table
 
+CLOCK_ONLY = "clock_below_maximum"  # says no more than the clock's own column: left out where there is little room
 WIDE = 110  # columns from which the throughput table has room for one column a property
 NARROW_PIPES = {
     "tensor": "tensor",
@@ -31,6 +33,7 @@ def print_profile(profile: Profile, console: Console) -> None:
     _print_warnings(printer, profile)
     _print_device(printer, profile)
     _print_throughput(printer, profile)
+    _print_health(printer, profile)
     _print_rho(printer, profile)
     _print_balance(printer, profile)
     _print_co_issue(printer, profile)
@@ -102,7 +105,7 @@ def _print_throughput(printer: ConsoleTables, profile: Profile) -> None:
     figures = [title[name] for name in ("value", "spread", "per clk and SM", "of peak", "SM MHz")]
     state = [title[name] for name in ("throttle", "SASS", "origin")]
     wide = printer.console.width >= WIDE
-    usual = "verified", profile.origin
+    usual = ("none", "verified", profile.origin, wording.ABSENT)
     rows: list[Row] = []
     for row in table.rows:
         if row.section or row.remark:
@@ -110,15 +113,27 @@ def _print_throughput(printer: ConsoleTables, profile: Profile) -> None:
             continue
         head = (_terminal_name(row.cells[title["name"]], row.cells[title["run"]]), *(row.cells[i] for i in figures))
         told = tuple(row.cells[i] for i in state)
-        unusual = ", ".join(word for word in told if word not in (*usual, "none", wording.ABSENT))
+        unusual = ", ".join(word for word in told if word not in (*usual, wording.throttle([CLOCK_ONLY])))
         rows.append(Row((*head, *told) if wide else (*head, unusual)))
     columns = [
-        Column("name"),
+        Column("name", name=True),
         *(Column(name, numeric=True) for name in ("value", "spread", "per clk and SM", "of peak", "MHz")),
     ]
     columns += [Column(name) for name in (("throttle", "SASS", "origin") if wide else ("remark",))]
     caption = table.caption if wide else f"{table.caption} {_usual_state(profile)}"
     printer.table(Table(table.title, tuple(columns), tuple(rows), caption))
+
+
+def _print_health(printer: ConsoleTables, profile: Profile) -> None:
+    health = compare_with_shipped(profile)
+    if health is None:
+        return
+    printer.heading("Is this GPU healthy?")
+    for sentence in health_words.sentences(health):
+        printer.sentence(sentence, indent=2)
+    table = health_words.significant_table(health)
+    if table.rows:
+        printer.table(table)
 
 
 def _terminal_name(name: str, run: str) -> str:
@@ -130,7 +145,10 @@ def _terminal_name(name: str, run: str) -> str:
 def _usual_state(profile: Profile) -> str:
     if profile.origin == "predicted":
         return "Without a remark: predicted."
-    return "Without a remark: measured, not throttled, the instruction verified in the SASS where one is named."
+    return (
+        "Without a remark: measured, no power cap and no thermal limit, the instruction verified in the SASS where one "
+        "is named."
+    )
 
 
 def _print_rho(printer: ConsoleTables, profile: Profile) -> None:
@@ -149,11 +167,11 @@ def _print_balance(printer: ConsoleTables, profile: Profile) -> None:
     for (fmt, mma), group in groupby(profile.balance, key=lambda strategy: (strategy.format, strategy.mma)):
         rows.append(Row((f"{wording.format_name(fmt)} on {wording.clean(mma)}",), section=True))
         rows.extend(_balance_row(strategy, pipes) for strategy in group)
-    columns = [Column("strategy"), *(Column(NARROW_PIPES[pipe], numeric=True) for pipe in pipes)]
-    columns += [Column("expected", numeric=True), Column("over channel", numeric=True), Column("bound by")]
+    columns = [Column("strategy", name=True), *(Column(NARROW_PIPES[pipe], numeric=True) for pipe in pipes)]
+    columns += [Column("time", numeric=True), Column("over coarse", numeric=True), Column("bound by")]
     caption = (
-        "SM cycles per 1000 accumulators and 128 of K, pipe by pipe; expected: with the overlap that holds here. "
-        "~ marks what was predicted."
+        "SM cycles per 1000 accumulators and 128 of K, pipe by pipe; time: with the overlap that holds here, and over "
+        "that of one scale per channel. ~ marks what was predicted."
     )
     printer.table(Table("Dequantisation balance", tuple(columns), tuple(rows), caption))
 
@@ -168,7 +186,7 @@ def _balance_row(strategy: StrategyBalance, pipes: Sequence[str]) -> Row:
             *(cycles(strategy.pipes.get(pipe)) for pipe in pipes),
             cycles(strategy.cycles_expected),
             wording.times(strategy.over_channel, strategy.origin),
-            wording.clean(strategy.bound_by),
+            NARROW_PIPES.get(strategy.bound_by, wording.clean(strategy.bound_by)),
         )
     )
 

@@ -8,7 +8,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -105,9 +104,10 @@ def test_help_is_quick_and_light() -> None:
     )
     seconds = []
     for arguments in (["--help"], ["run", "--help"], ["--help"], ["--help"]):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)  # processor time: the other core's tests take none of it
         answer = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         loaded = set(answer.stderr.split("modules:")[1].split())
         assert "typer" in loaded
         assert loaded & HEAVY == set()
@@ -122,8 +122,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_version_and_the_verbs_that_work(call: Call) -> None:
     assert call("--version") == Answer(0, f"apex4-probe {apex4_probe.__version__}\n", "")
-    assert list(get_command(cli.app).commands) == ["run", "show", "verify", "doctor"]  # type: ignore[attr-defined]
-    assert call("predict", "RTX 3090").code == 2
+    assert list(get_command(cli.app).commands) == [  # type: ignore[attr-defined]
+        "run", "predict", "show", "compare", "verify", "doctor",
+    ]  # fmt: skip
+    assert call("quantize", "model").code == 2
 
 
 # run without a GPU
@@ -210,7 +212,8 @@ def test_a_measured_run_ends_in_profile_report_and_terminal(
 ) -> None:
     monkeypatch.setattr(flow, "discover", fake_machine.discover_one)
     answer = call("run", "--out", "results/{device}/{date}", "--workload", "decode:64*3,prefill:1024", "--full")
-    assert (answer.code, answer.err) == (0, "")
+    assert answer.code == 0
+    assert answer.err.splitlines() == [" 50% mma.s8.m16n8k32, 0:00 left", "100% planning"]  # no terminal: plain lines
     assert answer.out.splitlines()[0] == "Measuring GPU 0 (NVIDIA H100 80GB HBM3)."
     folder = tmp_path / "results" / "h100-80gb-hbm3" / date.today().isoformat()
     profile = load_profile(folder / "profile.yaml")
@@ -310,7 +313,10 @@ def test_ctrl_c_half_way_leaves_the_previous_profile_and_nothing_else(tmp_path: 
     kept = write_profile(sample_profile.sample_profile(), tmp_path / "here" / "profile.yaml")
     answer = program("interrupted", "run", "--out", "here", cwd=tmp_path)
     assert answer.returncode == 130
-    assert answer.stderr == "apex4-probe: interrupted; no partial file was left\n"
+    assert answer.stderr.splitlines() == [
+        " 50% mma.s8.m16n8k32, 0:00 left",
+        "apex4-probe: interrupted; no partial file was left",
+    ]
     assert files_in(tmp_path) == ["here", "here/profile.yaml"]
     assert load_profile(tmp_path / "here" / "profile.yaml") == kept
     assert program("interrupted", "run", "--out", "new", cwd=tmp_path).returncode == 130
@@ -326,8 +332,9 @@ def test_a_full_disk_leaves_the_previous_profile_and_nothing_else(tmp_path: Path
 
     answer = program("h100", "run", "--out", "here", cwd=tmp_path, before=no_room)
     assert answer.returncode == 2
-    (line,) = answer.stderr.splitlines()
-    assert "file too large" in line
+    *progress, line = answer.stderr.splitlines()
+    assert all(re.match(r" 50% |100% ", step) for step in progress)
+    assert line.startswith("apex4-probe: ") and "file too large" in line
     assert files_in(tmp_path / "here") == ["profile.yaml"]
     assert load_profile(tmp_path / "here" / "profile.yaml") == kept
 
@@ -337,7 +344,6 @@ def test_an_unforeseen_error_is_one_sentence_and_debug_shows_where(call: Call, m
         raise RuntimeError("a line\nand another")
 
     monkeypatch.setattr(flow, "predict", broken)
-    monkeypatch.setattr("apex4_probe.run_job.predict", broken)
     answer = call("run", "--like", "A100", "--quiet")
     assert answer.code == 2
     assert answer.sentence.startswith("internal error: RuntimeError: a line and another")

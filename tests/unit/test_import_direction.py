@@ -22,30 +22,40 @@ PACKAGES = {
 # What a module or package of ours may import of ours, beside itself. A package's name stands for all its modules.
 DATA = {"errors", "files", "strict_yaml", "profiles"}
 FACTS = DATA | {"architecture"}
-RECORDS = FACTS | {"deployment", "profile_file"}
+RECORDS = FACTS | {"deployment", "profile_file", "compare_records"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "strict_yaml": {"errors"},
     "profiles": set(),
     "architecture": DATA,
-    "deployment": FACTS,
+    "frames": {"errors"},
+    "deployment": FACTS | {"frames"},
     "profile_file": RECORDS,
+    "compare_records": RECORDS,
     "kernels": FACTS,
     "microbench": FACTS | {"kernels", "deployment", "nvml"},  # its figures are records; its clocks are NVML's
-    "reports": RECORDS,
+    # A report sets a profile beside the shipped one and draws the roofline from the rates that a plan is made from.
+    "reports": RECORDS | {"health", "rates", "gemm_time"},
     "cuda_extra": set(),
     "nvml": {"errors"},
     "checkout": set(),
     "output_folder": {"errors"},
+    "progress": set(),
+    "plot": RECORDS | {"reports"},
 }
 # Decisions: pure functions over records. They know no GPU, no kernel, no report.
 DECISIONS = {
     "models", "workload", "datasheets", "rates", "overlap", "quality", "balance", "gemm_time", "candidates",
     "explanation", "planner", "prediction", "verification", "shipped", "strategies", "chain", "co_issue_notes",
+    "own_datasheet", "assumptions", "health",
+    "comparison", "compare_rates", "compare_regions", "compare_changes",
 }  # fmt: skip
 # Effects at the edge, from the machine to the verbs.
-EDGE = ("discovery", "doctor", "flow", "run_job", "verify_job", "cli")
+EDGE = (
+    "discovery", "doctor", "flow", "emit", "predict_job", "run_job", "descriptions", "show_job", "verify_job",
+    "compare_job", "cli",
+)  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
@@ -93,7 +103,7 @@ def allowed(source: str, target: str) -> bool:
     if source == target or (target == "" and source not in ("kernels", "microbench")):
         return True  # the package itself: its version
     if source == "":
-        return target in ("flow", "profile_file")  # what apex4_probe exports
+        return target in ("flow", "predict_job", "plot", "profile_file", "compare_job")  # what apex4_probe exports
     if source in EDGE:
         later = EDGE[EDGE.index(source) :]
         return target not in later

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import re
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from sample_profile import predicted_profile, sample_co_issue, sample_profile
 from apex4_probe.deployment import Profile
 from apex4_probe.reports import verdict, wording
 from apex4_probe.reports.page import report_files
+from apex4_probe.shipped import shipped_profiles
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "use", "path"}
 
@@ -45,7 +48,7 @@ class Reader(HTMLParser):
                 pass
 
     def handle_data(self, data: str) -> None:
-        if "style" in self._inside:
+        if "style" in self._inside or "script" in self._inside:
             return
         (self.svg_text if "svg" in self._inside else self.text).append(data)
         if self._inside and self._inside[-1] in ("td", "th"):
@@ -65,78 +68,136 @@ def measured() -> tuple[Reader, str, dict[str, bytes]]:
     return page_of(sample_profile())
 
 
+@pytest.fixture(scope="module", params=["sample", "shipped H100"])
+def shown(request: pytest.FixtureRequest) -> tuple[Profile, Reader]:
+    """A profile and its page: the realistic sample, and what the tool itself measured and ships."""
+    if request.param == "sample":
+        profile = sample_profile()
+    else:
+        profile = next(p for p in shipped_profiles() if p.device.name == "NVIDIA H100 80GB HBM3")
+    return profile, page_of(profile)[0]
+
+
 def rows_named(reader: Reader, name: str) -> list[list[str]]:
     return [row for row in reader.rows if row and row[0] == name]
 
 
-def test_every_throughput_figure_stands_on_the_page(measured: tuple[Reader, str, dict[str, bytes]]) -> None:
-    reader = measured[0]
-    shown = iter([row for row in reader.rows if len(row) == 10 and row[0] != "name"])
-    order = ("Tensor Core", "CUDA Core", "Memory", "Launch latency")
-    figures = [figure for figure in sample_profile().measurements if figure.value is not None]
-    assert {heading for heading in order} <= {row[0] for row in reader.rows if len(row) == 1}
+def same(cell: str, value: float | None, *, scale: float = 1.0, decimals: int | None = None) -> None:
+    """The cell is ``value`` to the digits that it shows: rounding it to as many gives the same text back."""
+    if value is None:
+        assert cell == "–"
+        return
+    text = cell.lstrip("~").rstrip("%×")
+    shown = len(text.partition(".")[2]) if decimals is None else decimals
+    assert "e" not in text and f"{scale * value:.{shown}f}" == text, (cell, value)
+    assert shown > 0 or abs(scale * value) >= 100 or scale * value == int(scale * value), (cell, value)
+
+
+def test_every_throughput_figure_stands_on_the_page(shown: tuple[Profile, Reader]) -> None:
+    profile, reader = shown
+    assert {"Tensor Core", "CUDA Core", "Memory", "Launch latency"} <= {row[0] for row in reader.rows if len(row) == 1}
+    rows = {(row[0], row[1]): row[2:] for row in reader.rows if len(row) == 10 and row[0] != "name"}
+    figures = [figure for figure in profile.measurements if figure.value is not None]
+    assert len(rows) == len(figures) > 10
     for figure in figures:
-        name, run, value, spread, per_clock, peak, clock, throttle, _, origin = next(shown)
-        assert name == figure.name
-        assert run == ", ".join(part for part in (figure.operands, figure.regime) if part)
+        run = ", ".join(part for part in (figure.operands, figure.regime) if part) or "–"
+        value, spread, per_clock, peak, clock, throttle, sass, origin = rows[figure.name, run]
         number, unit = value.split(" ")
         assert unit == figure.unit
-        assert figure.value is not None and float(number) == pytest.approx(figure.value, rel=5e-3)
-        assert figure.spread is not None and float(spread.rstrip("%")) == pytest.approx(100 * figure.spread, abs=0.05)
-        if figure.per_clk_per_sm is None:
-            assert per_clock == "–"
-        else:
-            assert float(per_clock.split(" ")[0]) == pytest.approx(figure.per_clk_per_sm, rel=5e-3)
-            assert per_clock.split(" ")[1] == figure.per_clk_unit
-        if figure.peak_fraction is None:
-            assert peak == "–"
-        else:
-            assert float(peak.rstrip("%")) == pytest.approx(100 * figure.peak_fraction, abs=0.05)
-        assert float(clock) == figure.sm_clock_mhz
-        assert throttle == ("power cap" if figure.throttle else "none")
+        same(number, figure.value)
+        same(spread, figure.spread, scale=100, decimals=1)
+        same(per_clock.split(" ")[0], figure.per_clk_per_sm)
+        assert figure.per_clk_per_sm is None or per_clock.split(" ")[1] == figure.per_clk_unit
+        same(peak, figure.peak_fraction, scale=100, decimals=1)
+        assert clock == ("–" if figure.sm_clock_mhz is None else f"{figure.sm_clock_mhz:.0f}")
+        assert throttle == (", ".join(figure.throttle).replace("_", " ") or "none")
+        assert (sass == "emulated") == bool(figure.emulated)
         assert origin == "measured"
-    assert next(shown, None) is None
 
 
-def test_co_issue_table_has_every_point(measured: tuple[Reader, str, dict[str, bytes]]) -> None:
+def test_co_issue_table_has_every_point(shown: tuple[Profile, Reader]) -> None:
+    profile, reader = shown
+    rows = [row for row in reader.rows if len(row) == 14 and row[0].startswith(("wgmma.", "mma."))]
+    seen = {(row[0], row[1], row[2], k): cell for row in rows for k, cell in enumerate(row[3:12]) if cell}
     points = {
         (f"{p.mma} {p.shape}", wording.placement_name(p.placement), p.instruction, p.k): p.cycles_over_mma_alone
-        for p in sample_co_issue()
+        for p in profile.co_issue
     }
-    seen = {}
-    for row in measured[0].rows:
-        if len(row) == 14 and row[0].startswith(("wgmma.", "mma.")):
-            for k, cell in enumerate(row[3:12]):
-                seen[row[0], row[1], row[2], k] = float(cell)
     assert seen.keys() == points.keys()
     for key, ratio in points.items():
-        assert seen[key] == pytest.approx(ratio, abs=0.006), key
+        assert seen[key] == f"{ratio:.2f}", key
 
 
-def test_balance_table_equals_the_profile(measured: tuple[Reader, str, dict[str, bytes]]) -> None:
-    rows = [row for row in measured[0].rows if len(row) == 16 and row[0] != "format"]
-    assert len(rows) == len(sample_profile().balance)
-    for row, item in zip(rows, sample_profile().balance, strict=True):
+def test_balance_table_equals_the_profile(shown: tuple[Profile, Reader]) -> None:
+    profile, reader = shown
+    rows = [row for row in reader.rows if len(row) == 16 and row[0] != "format"]
+    assert len(rows) == len(profile.balance) > 0
+    for row, item in zip(rows, profile.balance, strict=True):
         assert row[0] == f"{item.format.upper()} {item.granularity}"
-        assert row[3] == f"{1000 * item.pipes['tensor']:.1f}"
-        assert float(row[9]) == pytest.approx(1000 * item.cycles_full_overlap, rel=5e-3)
-        assert float(row[10]) == pytest.approx(1000 * item.cycles_expected, rel=5e-3)
-        assert float(row[11]) == pytest.approx(1000 * item.cycles_no_overlap, rel=5e-3)
-        assert row[12] == f"{item.over_channel:.2f}×"
+        for cell, pipe in zip(row[3:9], ("tensor", "fma", "alu", "conversion", "shared", "issue"), strict=True):
+            same(cell, item.pipes.get(pipe), scale=1000)
+        for cell, cycles in zip(
+            row[9:12], (item.cycles_full_overlap, item.cycles_expected, item.cycles_no_overlap), strict=True
+        ):
+            same(cell, cycles, scale=1000)
+        same(row[12], item.over_channel, decimals=2)
         assert row[13] == item.bound_by
 
 
-def test_layer_times_equal_the_profile(measured: tuple[Reader, str, dict[str, bytes]]) -> None:
-    rows = [row for row in measured[0].rows if len(row) == 14 and row[13] == "predicted"]
-    times = [(layer, time) for layer in sample_profile().layers for time in layer.times]
-    assert len(rows) == len(times)
+def test_layers_equal_the_profile(shown: tuple[Profile, Reader]) -> None:
+    profile, reader = shown
+    rows = [
+        row for row in reader.rows if len(row) == 14 and row[13] == "predicted" and row[0] in "q k v o gate up down"
+    ]
+    times = [(layer, time) for layer in profile.layers for time in layer.times]
+    assert len(rows) == len(times) > 0
     for row, (layer, time) in zip(rows, times, strict=True):
-        assert row[0] == layer.role
-        assert row[1] == f"{layer.n} × {layer.k}"
-        assert row[5] == str(time.m)
-        assert row[6].startswith("~")
-        assert float(row[6][1:]) == pytest.approx(time.us, rel=5e-3)
-        assert float(row[10][1:]) == pytest.approx(time.us_fp16, rel=5e-3)
+        assert row[:6] == [
+            layer.role, f"{layer.n} × {layer.k}", layer.format.upper(), layer.granularity, str(layer.count), str(time.m)
+        ]  # fmt: skip
+        figures = (time.us, time.us_low, time.us_high, time.us_quantise, time.us_fp16)
+        for cell, figure in zip(row[6:11], figures, strict=True):
+            assert cell.startswith("~")
+            same(cell, figure)
+        same(row[11].split(" ")[0], time.us_fp16 / time.us, decimals=2)
+        assert row[12] == time.bound_by
+    verdicts = [row for row in reader.rows if len(row) == 7 and row[2:4] == ["W4A8", "g128i"]]
+    assert [row[0] for row in verdicts] == [layer.role for layer in profile.layers]
+    for row, layer in zip(verdicts, profile.layers, strict=True):
+        for cell, time in zip(row[4:6], layer.times, strict=True):
+            same(cell.split(" ")[0], time.us_fp16 / time.us, decimals=2)
+        same(row[6], layer.margin, scale=100, decimals=1)
+
+
+def test_verdict_table_adds_the_layers_up(shown: tuple[Profile, Reader]) -> None:
+    profile, reader = shown
+    for point in profile.workload.points:
+        times = [(layer.count, time) for layer in profile.layers for time in layer.times if time.m == point.m]
+        ratio = sum(c * t.us_fp16 for c, t in times) / sum(c * t.us for c, t in times)
+        assert rows_named(reader, f"{point.phase}, M = {point.m}")[0][1] == f"~{ratio:.2f}×"
+    whole = rows_named(reader, "whole workload")[0]
+    assert whole[1] == f"~{profile.decision.speedup_fp16:.2f}×"
+
+
+def test_roofline_table_is_arithmetic_on_the_profile(shown: tuple[Profile, Reader]) -> None:
+    profile, reader = shown
+    read = next(figure.value for figure in profile.measurements if figure.name == "memory.read")
+    rows = [row for row in reader.rows if len(row) == 9 and row[3] in ("FP16", "W4A8 g128i")]
+    assert {row[2] for row in rows} == {"1", "16", "256", "2048", "4096"}
+    assert read is not None
+    for row in rows:
+        n, k = (int(number) for number in row[1].split(" × "))
+        m = int(row[2])
+        weights = 2 * n * k if row[3] == "FP16" else n * k / 2 + 2 * n * k / 128 + 4 * n
+        activations = 2 * m * k if row[3] == "FP16" else m * k + 4 * m
+        intensity = 2 * m * n * k / (weights + activations + 2 * m * n)
+        same(row[4], intensity)
+        if row[6] == "memory":
+            same(row[5], intensity * read / 1000)
+        else:
+            assert float(row[5]) <= intensity * read / 1000
+    assert {row[6] for row in rows if row[2] == "1"} == {"memory"}
+    assert {row[6] for row in rows if row[2] == "4096"} == {"Tensor Core"}
 
 
 def test_verdict_device_and_reproduction(measured: tuple[Reader, str, dict[str, bytes]]) -> None:
@@ -153,11 +214,15 @@ def test_verdict_device_and_reproduction(measured: tuple[Reader, str, dict[str, 
 
 
 @pytest.mark.parametrize("make", [sample_profile, predicted_profile, hostile_profile, empty_profile])
-def test_page_loads_nothing_and_runs_nothing(make: Callable[[], Profile]) -> None:
+def test_page_loads_nothing_and_runs_only_its_own_script(make: Callable[[], Profile]) -> None:
     reader, html, _ = page_of(make())
     policy = next(a["content"] for tag, a in reader.tags if tag == "meta" and a.get("http-equiv"))
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert {tag for tag, _ in reader.tags} & {"script", "iframe", "object", "embed", "img", "base", "form"} == set()
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
+    assert len(scripts) == len([1 for tag, _ in reader.tags if tag == "script"]) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    allowed = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert policy == allowed
+    assert {tag for tag, _ in reader.tags} & {"iframe", "object", "embed", "img", "base", "form"} == set()
     for tag, attributes in reader.tags:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
@@ -178,7 +243,7 @@ def test_ids_are_unique_and_references_resolve(measured: tuple[Reader, str, dict
 def test_figures_have_alt_text_and_follow_the_colour_scheme(measured: tuple[Reader, str, dict[str, bytes]]) -> None:
     reader, html, _ = measured
     pictures = [a for _, a in reader.tags if a.get("role") == "img"]
-    assert len(pictures) == len([1 for tag, _ in reader.tags if tag == "svg"]) == 6
+    assert len(pictures) == len([1 for tag, _ in reader.tags if tag == "svg"]) == 8
     assert all(len(a["aria-label"] or "") > 40 for a in pictures)
     assert "prefers-color-scheme: dark" in html
     assert "currentColor" in html
@@ -189,7 +254,9 @@ def test_figures_have_alt_text_and_follow_the_colour_scheme(measured: tuple[Read
 @pytest.mark.parametrize("make", [sample_profile, predicted_profile, hostile_profile])
 def test_pngs_are_whole_and_of_readme_width(make: Callable[[], Profile]) -> None:
     files = report_files(make())
-    names = {"throughput.png", "co_issue.png", "balance.png", "speedup.png"}
+    names = {"verdict.png", "throughput.png", "co_issue.png", "balance.png", "roofline.png", "speedup.png"}
+    if make is hostile_profile:
+        names.remove("roofline.png")  # none of its figures has a name that a rate is known by
     assert files.keys() == {"report.html"} | names
     for name in names:
         with Image.open(io.BytesIO(files[name])) as picture:

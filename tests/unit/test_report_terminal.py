@@ -66,7 +66,7 @@ def test_throughput_at_80_columns_keeps_every_figure_on_one_line() -> None:
     assert line.split() == ["wgmma.e4m3.m64n256k32.ss", "1761", "TFLOPS", "0.4%", "4092", "MAC", "99.9%", "1630"]
     assert re.search(r"sustained +1686 TOPS .* power cap", text)
     assert re.search(r"mma.s4.m16n8k64 .* emulated", text)
-    assert "Without a remark: measured, not throttled" in joined(text)
+    assert "Without a remark: measured, no power cap" in joined(text)
 
 
 def test_what_cannot_run_here_says_why() -> None:
