@@ -154,7 +154,7 @@ def _make_folder(folder: Path, undo: _Undo) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     for path in reversed(missing):
         undo.folders.append(path)
-        path.mkdir(exist_ok=True)
+        os.makedirs(path, exist_ok=True)
 
 
 def _stage(target: Path, content: bytes | str, undo: _Undo) -> Path:
