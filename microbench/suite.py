@@ -118,7 +118,9 @@ def _warnings(architecture: Architecture, measurements: list[Measurement]) -> li
     discarded = sum(m.discarded for m in measurements)
     if discarded:
         found.append(f"{discarded} samples were taken while heat or a power brake slowed the GPU; they were discarded")
-    hot = [m.name for m in measurements if m.spread is not None and m.spread > UNSTEADY]
+    # The host's own latency is never steady; its spread beside it says so.
+    gpu = [m for m in measurements if m.name != "launch.stream" and m.spread is not None]
+    hot = [m.name for m in gpu if (m.spread or 0.0) > UNSTEADY]
     if hot:
         found.append(f"unsteady (spread over {UNSTEADY:.0%}), so read with care: {', '.join(dict.fromkeys(hot))}")
     return found
