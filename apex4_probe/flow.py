@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from apex4_probe.checkout import commit
 from apex4_probe.deployment import (
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from apex4_probe.datasheets import Datasheet
 
 ProgressCallback = Callable[[str, float], None]  # what is being done, and how much of the measuring is behind us, 0 … 1
-Mode = Literal["default", "full", "predicted"]
 MAX_TENSOR_PARALLEL = 1024
 
 

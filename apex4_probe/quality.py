@@ -31,9 +31,6 @@ class QualityPrior:
     coarse_delta: Mapping[str, float]
     block_scaled: Mapping[str, float]
 
-    def knows(self, format: Format, granularity: Granularity) -> bool:
-        return granularity in self.losses.get(format, {})
-
     def role_loss(self, format: Format, granularity: Granularity, role: Role) -> float:
         """The part of the loss that ``role`` causes; the parts of all seven roles sum to the whole model's.
 

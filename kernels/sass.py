@@ -122,9 +122,8 @@ def disassembler() -> tuple[Path, str]:
 
 
 def disassemble(image: bytes) -> dict[str, Listing]:
-    """Listings of all kernels of a cubin by name. Raises DisassemblyError. The text is kept on disk: nvdisasm takes
-    half
-    a second, more than the compiler."""
+    """Listings of all kernels of a cubin by name. Raises DisassemblyError. The text is kept on disk:
+    nvdisasm takes longer than the compiler."""
     path, version = disassembler()
     key = disk_cache.key_of(image, version)
     if (kept := disk_cache.read("sass", key)) is not None:

@@ -12,7 +12,7 @@ from typing import Any
 from apex4_probe.nvml import Nvml
 
 PERIOD_S = 0.005
-# NVML's answers are some 20 ms old on datacenter parts: a sample is charged with what was said shortly after it, too.
+# NVML lags behind the GPU: a sample is charged with what was said shortly after it, too. A guess, a few of our periods.
 MARGIN_S = 0.025
 
 # NVML API reference, nvmlClocksEventReasons. Idle, application clocks and the display say nothing about a sample.

@@ -24,7 +24,9 @@ from apex4_probe.microbench.stopping import MIN_SAMPLES, StoppingRule, spread
 from apex4_probe.nvml import Nvml, NvmlMissingError
 
 MAX_THREADS, MAX_WARPS = 1024, 32
-CLOCK_TOLERANCE = 0.02  # launch latency makes a clock seem half a per cent lower than it is
+CLOCK_TOLERANCE = (
+    0.02  # what clocks under CUDA-core work, which nothing slows, read below NVML's maximum at most (H100)
+)
 # A burst of Tensor Core work holds one clock for some 30 ms after a pause, then the power cap lowers it by 5 to 8 %
 # (fp16 wgmma on random data, H200: 1720 MHz, then 1570 to 1630). So a burst is short, and the next one waits.
 BURST_LAUNCHES = 8
@@ -71,10 +73,6 @@ class Series:
     @property
     def spread(self) -> float:
         return spread([s.wall_s for s in self.samples])
-
-    @property
-    def cycles_spread(self) -> float:
-        return spread([s.cycles for s in self.samples])
 
     @property
     def sm_clock_mhz(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apex4_probe.compare_records import Comparison, Entry, Gain
+from apex4_probe.compare_records import Comparison, Entry
 from apex4_probe.deployment import Decision, Format, Granularity, Origin, RhoFigure
 from apex4_probe.reports import wording
 
@@ -49,12 +49,6 @@ def with_interval(value: float, interval: tuple[float, float] | None) -> str:
         return text
     low, high = (f"{bound:.2f}" for bound in sorted(interval))
     return text if low == high else f"{text} ({low}–{high})"  # without CUDA-core work there is nothing to overlap
-
-
-def gain_name(gain: Gain) -> str:
-    """``W4A4 g128, I2F + FMUL + FFMA``."""
-    name = wording.choice(gain.format, gain.granularity)
-    return name if gain.strategy in ("", "none") else f"{name}, {wording.strategy_name(gain.strategy)}"
 
 
 def rho_shown(figure: RhoFigure | None) -> tuple[float | None, Origin]:

@@ -1,6 +1,6 @@
 // Throughput of one CUDA-core instruction: ILP independent chains a thread. "Fresh" source registers are those that the
-// previous instruction did not read in the same operand slot: the register file serves one such operand an instruction
-// at full rate, a second and a third cost (an H100: 123, 99 and 84 FFMA per clock and SM).
+// previous instruction did not read in the same operand slot. Three of them are more than the register file serves at full
+// rate (an H100: 84 FFMA per clock and SM instead of 122); two are not, where they lie in different banks as they do here.
 // x: the chain's register. p, q: shared by all chains. y, z: registers of the chain's own that it only reads.
 #include "mma.cuh"
 #include "probe.cuh"

@@ -6,7 +6,7 @@
 constexpr int THREADS = 512;
 constexpr int CHUNK = THREADS * IN_FLIGHT;  // vectors that a CTA has in flight at once, neighbours in memory
 
-// Past the L1, which a second round would otherwise find warm. (The copy is 5 % slower so, on an H200, and needs it not.)
+// Past the L1, which a second round would otherwise find warm. (The copy is 4 % slower so, on an H200, and needs it not.)
 static __device__ uint4 load_past_l1(const uint4* from) {
   uint4 x;
   asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));

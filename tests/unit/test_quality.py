@@ -45,4 +45,4 @@ def test_the_published_mix_gains_by_g32_and_pays_by_channel() -> None:
 def test_the_prior_says_whose_it_is() -> None:
     prior = quality_prior()
     assert "SmolLM2-135M-Instruct" in prior.label and "full-width rotation" in prior.label
-    assert prior.knows("w4a4", "a128i") and not prior.knows("w4a16", "channel")
+    assert "a128i" in prior.losses["w4a4"] and "channel" not in prior.losses["w4a16"]
