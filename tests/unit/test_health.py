@@ -122,7 +122,7 @@ def cause(profile: Profile, h100: Profile, word: str) -> str:
 
 
 def test_causes_are_those_that_the_records_show(h100: Profile) -> None:
-    slow = changed(h100, 0.7, "wgmma.s8")
+    slow = changed(h100, 0.7, "wgmma.s8", throttle=[])
     clocks = [
         figure.model_copy(update={"sm_clock_mhz": 0.7 * (figure.sm_clock_mhz or 0), "throttle": ["power_cap"]})
         if figure.name.startswith("wgmma.s8")
