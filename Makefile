@@ -2,6 +2,7 @@
 # make test       create .venv, install and run every test that needs no GPU
 # make test-fast  the same without the tests marked slow
 # make gpu-test   the tests that need a GPU
+# make gpu-check  every kernel under compute-sanitizer, and its shared-memory bank conflicts by Nsight Compute
 # make gpu-bench  measure this GPU into profiles/measured/<device>/, as the repository ships it
 # make examples   predict every known device and compare them with what was measured, into reports/examples/
 # make lint       ruff, and mypy --strict over all packages
@@ -15,6 +16,7 @@ SHELL := /bin/bash
 
 TORCH := torch==2.13.0
 BIN := .venv/bin
+COMMA := ,
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
 PYTEST_ARGS ?=
@@ -27,7 +29,7 @@ TEST_CUDA = $(or $(CUDA),cuda13)
 RUN_STAMP = .venv/.installed-run-$(or $(CUDA),cpu)
 TEST_STAMP = .venv/.installed-test-$(TEST_CUDA)
 
-.PHONY: help run test test-fast gpu-test gpu-bench examples lint clean
+.PHONY: help run test test-fast gpu-test gpu-check gpu-bench examples lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,9 +46,11 @@ help:
 	echo "creating .venv with $$("$$python" --version)" >&2; \
 	rm -rf .venv; "$$python" -m venv .venv >&2
 
+# With torch kernels are timed, too. The one on PyPI is built for CUDA 13; for CUDA 12 PyTorch has an index of its own.
+RUN_EXTRAS = $(CUDA)$(if $(filter cuda13,$(CUDA)),$(COMMA)torch)
 $(RUN_STAMP): pyproject.toml | .venv/bin/python
 	@echo "installing apex4-probe $(if $(CUDA),with $(CUDA),without CUDA packages: no GPU here)" >&2
-	@$(PIP) install --quiet --editable "$(if $(CUDA),.[$(CUDA)],.)" >&2
+	@$(PIP) install --quiet --editable "$(if $(CUDA),.[$(RUN_EXTRAS)],.)" >&2
 	@touch $@
 
 # torch first and pinned, so that nothing which depends on it resolves to another version.
@@ -79,8 +83,18 @@ test-fast: $(TEST_STAMP)
 gpu-test: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
+# Wavefronts beyond those that a conflict-free access needs, and all wavefronts: less than 2 % is the aim.
+CONFLICTS := l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum,l1tex__data_pipe_lsu_wavefronts_mem_shared.sum
+gpu-check: $(TEST_STAMP)
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py | tail -3
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py | tail -3
+	ncu --csv --metrics $(CONFLICTS) --kernel-name gemm $(BIN)/python tests/gpu/reduced_matrix.py --real | \
+	  $(BIN)/python tests/gpu/bank_conflicts.py
+
 gpu-bench: $(RUN_STAMP)
 	$(BIN)/apex4-probe run --require-gpu --full --out "profiles/measured/{device}" $(ARGS)
+	$(BIN)/apex4-probe bench --tiles best --check --out "profiles/measured/{device}"
+	$(BIN)/apex4-probe bench --tiles best --check --model llama-3-70b --out "profiles/measured/{device}/llama-3-70b"
 
 # A profile whose figures did not change is left as it is, so this changes nothing unless the figures do. LC_ALL: the
 # order of the files, and with it of the rows, must not depend on the language of the machine.

@@ -7,6 +7,11 @@ profile = apex.predict("RTX 3090")
 frame = profile.to_frame()
 axes = apex.plot.throughput(profile)
 frame = apex.compare([profile, "RTX 3090", "A100"])
+
+packed = apex.pack(weight, format="w4a8", granularity="g128i")  # torch tensors: weight [N, K]
+y = apex.linear(x, packed, bias=None, profile=profile)          # x [M, K] -> y [M, N]
+y = apex.reference_linear(x, packed)                            # slow, exact, on any device
+names = [variant.name for variant in apex.variants()]
 """
 
 from __future__ import annotations
@@ -18,12 +23,27 @@ if TYPE_CHECKING:
     from apex4_probe import plot as plot
     from apex4_probe.compare_job import compare as compare
     from apex4_probe.flow import run as run
+    from apex4_probe.kernels.packing import pack as pack
+    from apex4_probe.kernels.reference import reference_linear as reference_linear
     from apex4_probe.predict_job import predict as predict
     from apex4_probe.profile_file import load_profile as load_profile
+    from apex4_probe.runtime.linear import linear as linear
+    from apex4_probe.runtime.linear import variants as variants
 
     __version__: str
 
-__all__ = ["__version__", "compare", "load_profile", "plot", "predict", "run"]
+__all__ = [
+    "__version__",
+    "compare",
+    "linear",
+    "load_profile",
+    "pack",
+    "plot",
+    "predict",
+    "reference_linear",
+    "run",
+    "variants",
+]
 
 # Resolved on first use, so that importing the package (which `apex4-probe --help` does) loads nothing else.
 _LAZY = {
@@ -31,6 +51,10 @@ _LAZY = {
     "run": "apex4_probe.flow",
     "predict": "apex4_probe.predict_job",
     "load_profile": "apex4_probe.profile_file",
+    "pack": "apex4_probe.kernels.packing",
+    "linear": "apex4_probe.runtime.linear",
+    "reference_linear": "apex4_probe.kernels.reference",
+    "variants": "apex4_probe.runtime.linear",
 }
 
 
@@ -42,5 +66,6 @@ def __getattr__(name: str) -> Any:
     if name == "plot":
         return import_module("apex4_probe.plot")
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        value = globals()[name] = getattr(import_module(_LAZY[name]), name)  # `linear` is called often
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

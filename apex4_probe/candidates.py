@@ -7,7 +7,7 @@ of them is taken for all, or the GEMM is split, whichever is faster.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 
 from apex4_probe.deployment import Format, Granularity, Role, WorkloadPoint
@@ -65,6 +65,11 @@ class Candidate:
     def distinct(self) -> int:
         return len({role.granularity for role in self.roles})
 
+    @property
+    def timed(self) -> bool:
+        """Every GEMM of it was timed on this GPU, at every point of the workload."""
+        return all(time.origin == "measured" for role in self.roles for time in role.times)
+
     def speedup_over(self, other: Candidate) -> float:
         return other.us / self.us
 
@@ -103,7 +108,7 @@ class CandidateMaker:
 
     def mixed(self, allowed: Sequence[Granularity]) -> list[Candidate]:
         """W4A4 with every combination of ``allowed`` over the GEMMs; in qkv also only k and v, or v, finer."""
-        options = [self._options(layers, allowed) for layers in self._units()]
+        options = [self._options(layers, allowed) for layers in units(self.model)]
         found = []
         for choice in product(*options):
             parts = [part for unit in choice for part in unit]
@@ -124,12 +129,7 @@ class CandidateMaker:
         return [self._unit(layers, "w4a4", assignment) for assignment in wanted]
 
     def _parts(self, format: Format, wanted: Mapping[Role, Granularity]) -> list[_Part]:
-        return [part for layers in self._units() for part in self._unit(layers, format, wanted)]
-
-    def _units(self) -> list[tuple[Layer, ...]]:
-        by_role = {layer.role: layer for layer in self.model.layers}
-        units = [tuple(by_role[role] for role in roles if role in by_role) for roles in FUSED]
-        return [unit for unit in units if unit]
+        return [part for layers in units(self.model) for part in self._unit(layers, format, wanted)]
 
     def _unit(self, layers: tuple[Layer, ...], format: Format, wanted: Mapping[Role, Granularity]) -> list[_Part]:
         exact = {layer.role: fitting(wanted[layer.role], layer) for layer in layers}
@@ -174,6 +174,13 @@ class CandidateMaker:
         )
 
 
+def units(model: Model) -> list[tuple[Layer, ...]]:
+    """The layers of a block, those together that share an input and can run as one GEMM."""
+    by_role = {layer.role: layer for layer in model.layers}
+    found = [tuple(by_role[role] for role in roles if role in by_role) for roles in FUSED]
+    return [unit for unit in found if unit]
+
+
 def fitting(granularity: Granularity, layer: Layer) -> Granularity:
     """``granularity``, or float groups of 64 or 32 where K holds no whole groups of 128.
 
@@ -211,7 +218,9 @@ def _role_times(part: _Part) -> list[RoleTime]:
 
 
 def _scaled(time: Time, share: float) -> Time:
-    return Time(time.us * share, time.low * share, time.high * share, time.quantise * share, time.bound_by)
+    return replace(
+        time, us=time.us * share, low=time.low * share, high=time.high * share, quantise=time.quantise * share
+    )
 
 
 def _describe(parts: Sequence[_Part]) -> str:

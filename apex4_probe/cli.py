@@ -49,6 +49,18 @@ class FormatChoice(str, Enum):
     w4a4 = "w4a4"
 
 
+class Tiles(str, Enum):
+    default = "default"
+    best = "best"
+    all = "all"
+
+
+class BenchMethod(str, Enum):
+    interleaved = "interleaved"
+    sustained = "sustained"
+    both = "both"
+
+
 class ShowFormat(str, Enum):
     table = "table"
     md = "md"
@@ -358,6 +370,62 @@ def verify(
     else:
         check.print_outcome(outcome, _console())
     if not outcome.holds:
+        raise typer.Exit(CHECK_FAILED)
+
+
+@app.command()
+@one_sentence
+def bench(
+    model: ModelOption = "llama-3-8b",
+    m: Annotated[str, typer.Option("--m", help="Numbers of tokens, joined by commas.")] = "1,8,16,64,256,1024,4096",
+    variants: Annotated[
+        str, typer.Option(metavar="GLOB,…", help='Which catalogue variants, e.g. "w4a8.small.*,*.g128i".')
+    ] = "*",
+    tiles: Annotated[
+        Tiles, typer.Option(help="default: each variant's own choice; best: its fastest tile; all: every tile.")
+    ] = Tiles.default,
+    method: Annotated[
+        BenchMethod,
+        typer.Option(help="interleaved: all in turn, for ratios; sustained: each back to back, as under load."),
+    ] = BenchMethod.interleaved,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also other libraries' 4-bit GEMMs that are installed.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare every output with the exact reference.")] = False,
+    device: Annotated[str, typer.Option(help="Which GPU, as CUDA numbers it.")] = "0",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for bench.json, .csv and .png; {device} and {date} are filled in. Default: a new one.",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what bench.json holds on stdout.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Time every kernel variant against torch's FP16, FP8 and INT8 on the layer shapes of a model. Needs a GPU.
+
+    With --check it exits with 1 where an output is wrong.
+    """
+    from apex4_probe import bench_job as job
+    from apex4_probe.bench_plan import BenchRequest
+    from apex4_probe.bench_records import bench_json
+
+    request = BenchRequest(
+        model=model,
+        tokens=m,
+        variants=variants,
+        tiles=tiles.value,
+        method=method.value,
+        peers=peers,
+        check=check,
+        device=device,
+        command=_command_line(),
+    )
+    timed = job.bench_job(request, out, display=_display(quiet, json))
+    if json:
+        print(bench_json(timed))
+    if job.wrong(timed):
         raise typer.Exit(CHECK_FAILED)
 
 

@@ -15,11 +15,12 @@ from apex4_probe.candidates import Candidate
 from apex4_probe.compare_records import Region, RegionMap
 from apex4_probe.datasheets import find
 from apex4_probe.deployment import Format, Granularity, Measurement, WorkloadPoint, WorkloadRecord
+from apex4_probe.field import field_of
 from apex4_probe.models import Model
-from apex4_probe.planner import best_quality, field_of
 from apex4_probe.prediction import CUDA_CORE, predict_device
 from apex4_probe.quality import QualityPrior
 from apex4_probe.rates import Rates
+from apex4_probe.rules import best_quality
 
 PLAIN = ("i2f_fmul_ffma",)  # how the paper's kernel applies group scales (public APEX4 repository)
 REFERENCE = "NVIDIA A100-SXM4-80GB"  # of the GPUs with native INT4 the one with the highest rho: 64

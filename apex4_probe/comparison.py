@@ -16,9 +16,10 @@ from apex4_probe.datasheets import for_device
 from apex4_probe.deployment import Format, Granularity, LayerPlan, Profile, WorkloadRecord
 from apex4_probe.errors import ApexError
 from apex4_probe.explanation import LISTED_SHORTFALL
+from apex4_probe.field import field_of
 from apex4_probe.gemm_time import GemmTimer
 from apex4_probe.models import Model
-from apex4_probe.planner import field_of, plan
+from apex4_probe.planner import plan
 from apex4_probe.quality import quality_prior
 from apex4_probe.rates import Rates, worst
 
@@ -100,10 +101,10 @@ def _sentence(error: Exception) -> str:
 
 def _answer(profile: Profile, rates: Rates, workload: WorkloadRecord, model: Model) -> Answer:
     device, figures, co_issue = profile.device, profile.measurements, profile.co_issue
-    full = plan(device, figures, co_issue, workload, model)
+    full = plan(device, figures, co_issue, workload, model, timings=profile.gemm_timings)
     plain = plan(device, figures, co_issue, workload, model, strategies=PLAIN).w4a4
     prior = quality_prior()
-    field = field_of(rates, co_issue, workload, model, None, prior)
+    field = field_of(rates, co_issue, workload, model, None, prior, profile.gemm_timings)
     strategies = _strategies(rates, profile)
     gains = []
     for format, granularity in GAINS:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA_VERSION = "1.0"  # major.minor: a reader refuses another major and ignores fields that a newer minor added
+SCHEMA_VERSION = "1.1"  # major.minor: a reader refuses another major and ignores fields that a newer minor added
 PEAK_TOLERANCE = 1.02  # of the physical peak: a reading above it is the timer's error or a loop the compiler emptied
 
 Origin = Literal["measured", "predicted", "datasheet"]
@@ -196,28 +196,104 @@ class Decision(Record):
 
 
 class LayerTime(Record):
+    """One layer at ``m`` tokens. ``origin`` measured: its GEMM, that of FP16 and the quantisation were timed here.
+
+    A role that runs in a fused GEMM (qkv, gate_up) has its share of it by N. ``kernel``: what was timed, "variant
+    tile"; None where the time is predicted. ``bound_by``: by the model, even where the time was measured.
+    """
+
     m: int
     us: float
-    us_low: float  # full overlap of the pipes
-    us_high: float  # none
+    us_low: float  # full overlap of the pipes; us where measured
+    us_high: float  # none; us where measured
     us_fp16: float
     us_quantise: float = 0.0  # quantising the activations; included in us
     bound_by: str
+    kernel: str | None = None
     origin: Origin
 
 
 class KernelChoice(Record):
-    """Filled once the kernel catalogue tunes; empty in a profile that only measured."""
+    """What ``linear`` launches for up to ``m_max`` tokens: a catalogue variant and its tile.
 
-    m_max: int
+    ``us`` includes ``us_quantise``, the quantisation of the activations. ``runner_up``: the fastest candidate of
+    another kind for this GEMM at ``m_max`` tokens, whatever its format, "variant tile", "fp16" or "fp8";
+    ``runner_up_us``: likewise with quantisation.
+    """
+
+    m_max: int = Field(gt=0)
     variant: str
-    tile: str
+    tile: str  # "rows=32,warps=16,stages=2"
     stages: int
     split_k: int
     us: float
     us_quantise: float
-    speedup: float
+    speedup: float  # over FP16, quantisation counted
+    runner_up: str | None = None
+    runner_up_us: float | None = None
     origin: Origin
+
+
+class KernelTable(Record):
+    """The kernels of one GEMM shape in one packing, by number of tokens. ``n``: of the GEMM that runs, fused or not.
+
+    A table stands here for every packing that was tuned, chosen by the plan or not, because a caller may pack another.
+    """
+
+    n: int = Field(gt=0)
+    k: int = Field(gt=0)
+    format: Format
+    granularity: Granularity
+    kernels: list[KernelChoice] = Field(min_length=1)  # m_max ascending
+
+    @model_validator(mode="after")
+    def _ascending(self) -> KernelTable:
+        bounds = [kernel.m_max for kernel in self.kernels]
+        if bounds != sorted(set(bounds)):
+            raise ValueError(f"m_max does not ascend from kernel to kernel: {bounds!s:.100}")
+        return self
+
+    def for_tokens(self, m: int) -> KernelChoice:
+        """The kernel for ``m`` tokens: the one tuned for the next larger M, never the nearest.
+
+        What is legal and was chosen for more tokens serves fewer. Above the largest M that was tuned its kernel
+        stands, and the caller asks the catalogue whether it is legal there: those for small M are not.
+        """
+        return next((kernel for kernel in self.kernels if m <= kernel.m_max), self.kernels[-1])
+
+
+class GemmTiming(Record):
+    """One GEMM candidate, timed. ``us``: without quantising its activations, which is ``us_quantise``.
+
+    ``variant``: a catalogue variant, or a baseline: "fp16", "fp8", "int8", "read" (a pure read of the packed nibbles'
+    bytes). ``tops``: 2 m n k over us; ``gb_per_s``: the bytes that must move over us; ``speedup_*``: that baseline's us
+    over ours, quantisation left out on both sides; ``roofline_fraction``: the longer of memory and Tensor Core time at
+    the measured rates over us. ``exact``: bit-equal to the reference where the arithmetic is integer, else within one
+    rounding of the output type; None: not checked. ``version``: of a peer's library.
+    """
+
+    n: int
+    k: int
+    m: int
+    variant: str
+    format: Format | Literal["int8", "read"]
+    granularity: Granularity
+    strategy: str = ""
+    tile: str = ""
+    method: Literal["interleaved", "sustained"] = "interleaved"
+    us: float = Field(gt=0)
+    us_quantise: float = Field(default=0.0, ge=0)
+    spread: float = Field(ge=0)
+    samples: int = Field(default=0, ge=0)
+    tops: float | None = None
+    gb_per_s: float | None = None
+    speedup_fp16: float | None = None
+    speedup_fp8: float | None = None
+    speedup_int8: float | None = None
+    roofline_fraction: float | None = None
+    exact: bool | None = None
+    version: str | None = None
+    origin: Origin = "measured"
 
 
 class LayerPlan(Record):
@@ -230,7 +306,6 @@ class LayerPlan(Record):
     reason: str
     margin: float | None = None
     times: list[LayerTime] = []
-    kernels: list[KernelChoice] = []
 
 
 class WorkloadPoint(Record):
@@ -271,25 +346,34 @@ class Profile(Record):
     w4a4: Decision | None = None  # the paper's question, answered beside --format auto
     workload: WorkloadRecord
     layers: list[LayerPlan]
+    kernels: list[KernelTable] = []  # what runtime.linear launches; empty: nothing was tuned, its defaults hold
+    gemm_timings: list[GemmTiming] = []  # each candidate's best tile by GEMM and M, the baselines included
     rejected: list[Rejected] = []
     notes: list[str] = []  # sentences for the reader: block scales in hardware, tcgen05 not probed, …
     checksum: str = ""
 
-    def to_frame(self, section: Literal["measurements", "co_issue", "balance", "layers"] = "measurements") -> DataFrame:
+    def to_frame(
+        self,
+        section: Literal["measurements", "co_issue", "balance", "layers", "kernels", "gemm_timings"] = "measurements",
+    ) -> DataFrame:
         """A section as a pandas DataFrame: a row a record, the schema's names and units; what is absent is NaN.
 
-        "balance" has a column a pipe (``pipes.tensor``, …); "layers" a row for every layer role and M. ``frame.attrs``
-        says which device, origin and tool version. Raises ApexError for another section.
+        "balance" has a column a pipe (``pipes.tensor``, …); "layers" a row for every layer role and M, "kernels" for
+        every table and ``m_max``. ``frame.attrs`` says which device, origin and tool version. Raises ApexError for
+        another section.
         """
         from apex4_probe import frames
 
         about = {"device": self.device.name, "origin": self.origin, "tool_version": self.tool_version}
         if section == "layers":
-            return frames.nested(LayerPlan, LayerTime, self.layers, "times", about, leave_out={"kernels"})
+            return frames.nested(LayerPlan, LayerTime, self.layers, "times", about)
+        if section == "kernels":
+            return frames.nested(KernelTable, KernelChoice, self.kernels, "kernels", about)
         records: dict[str, tuple[type[Record], Sequence[Record]]] = {
             "measurements": (Measurement, self.measurements),
             "co_issue": (CoIssue, self.co_issue),
             "balance": (StrategyBalance, self.balance),
+            "gemm_timings": (GemmTiming, self.gemm_timings),
         }
         return frames.flat(*frames.section_of(records, section), about)
 
@@ -312,7 +396,8 @@ class Profile(Record):
                 for origin in (item.origin, item.overlap_origin)
             ),
             *((f"layers: {layer.role}", time.origin) for layer in self.layers for time in layer.times),
-            *((f"layers: {layer.role}", kernel.origin) for layer in self.layers for kernel in layer.kernels),
+            *((f"kernels: {kernel.variant!r}", kernel.origin) for table in self.kernels for kernel in table.kernels),
+            *((f"gemm_timings: {timing.variant!r}", timing.origin) for timing in self.gemm_timings),
         ]
         for place, origin in places:
             if origin == "measured":

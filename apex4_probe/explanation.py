@@ -140,13 +140,17 @@ def _stay(question: Question, candidates: Sequence[Candidate], unavailable: Sequ
 def _group_costs(question: Question, plan: Candidate, candidates: Sequence[Candidate]) -> list[str]:
     """What the group scales of ``plan`` cost here; where it has none of its own, why not float ones per 128."""
     own = _cheapest(question.costs, plan.format, plan.granularity) if plan.granularity != "channel" else None
-    sentences = [f"{own.granularity} ({STRATEGIES[own.strategy].label}) {group_cost(own)}."] if own else []
+    sentences = []
+    if own:
+        label = STRATEGIES[own.strategy].label
+        sentences.append(f"{own.granularity} ({label}) {group_cost(own)}, so {_over_channel(own, plan, candidates)}.")
     fine = next((c for c in candidates if (c.format, c.granularity) == (plan.format, "g128")), None)
     cost = _cheapest(question.costs, plan.format, "g128")
     if cost and fine and fine is not plan and fine.us > plan.us * (1 + RESOLUTION):  # else quality decided
         everywhere = " everywhere" if plan.granularity == "mixed" else ""
         label = STRATEGIES[cost.strategy].label
-        why = f"{cost.over_channel:.2f}x per channel ({label})" if own else f"{label} {group_cost(cost)}"
+        effect = _over_channel(cost, fine, candidates)
+        why = f"{effect} ({label})" if own else f"{label} {group_cost(cost)}, so {effect}"
         sentences.append(f"g128 was not taken{everywhere} for its cost: {why}.")
     return sentences
 
@@ -157,17 +161,22 @@ def _cheapest(costs: Sequence[StrategyBalance], format: Format, granularity: Gra
 
 
 def group_cost(cost: StrategyBalance) -> str:
-    """What one strategy does, as the rest of a sentence: the busiest pipe, the overlap, what remains to be seen."""
+    """What one strategy does, as the rest of a sentence: the busiest pipe, and what of it hides."""
     work = {pipe: cost.pipes[pipe] for pipe in ("fma", "alu", "conversion")}
     tensor = cost.pipes["tensor"]
     slowest = max(work, key=lambda pipe: work[pipe])
     share = work[slowest] / tensor
     load = f"{share:.1f} times" if share > 1 else f"{share:.0%} of"
     origin = "measured here" if cost.overlap_origin == "measured" else "predicted"
-    return (
-        f"keeps {PIPE_NAMES[slowest]} busy for {load} the Tensor Core's time, overlap {cost.overlap:.0%} ({origin}), "
-        f"so the kernel takes {cost.over_channel:.2f}x the per-channel one"
-    )
+    return f"keeps {PIPE_NAMES[slowest]} busy for {load} the Tensor Core's time, overlap {cost.overlap:.0%} ({origin})"
+
+
+def _over_channel(cost: StrategyBalance, plan: Candidate, candidates: Iterable[Candidate]) -> str:
+    """What a granularity costs: its layers by the clock where they were timed, else its kernel by the balance."""
+    channel = next((c for c in candidates if (c.format, c.granularity) == (plan.format, "channel")), None)
+    if channel is not None and channel.timed and plan.timed:
+        return f"its layers take {plan.us / channel.us:.2f}x the per-channel ones (timed here)"
+    return f"the kernel takes {cost.over_channel:.2f}x the per-channel one"
 
 
 def why_not(candidate: Candidate, question: Question, fits: bool) -> str:
@@ -241,7 +250,7 @@ def notes(
     yield from model.notes
     yield (
         "Times cover the linear layers of the transformer blocks, input quantisation and launches included; attention, "
-        "norms and the output head cost the same in every format. They are computed from the figures above, not timed."
+        f"norms and the output head cost the same in every format. {_times_are(chosen)}"
     )
     yield prior.label
     if facts.block_scales_in_hardware:
@@ -261,6 +270,14 @@ def notes(
     if seen := note(co_issue):
         yield seen
     yield from _memory(rates.device, model, chosen, enough, share)
+
+
+def _times_are(chosen: Candidate) -> str:
+    if chosen.timed:
+        return "Those of the plan were timed on this GPU; other plans' were too where the table of timings has them."
+    if any(time.origin == "measured" for role in chosen.roles for time in role.times):
+        return "Those marked measured were timed on this GPU; the others are computed from the figures above."
+    return "They are computed from the figures above, not timed."
 
 
 def _listing(rates: Rates, sheet: Datasheet | None) -> Iterable[str]:

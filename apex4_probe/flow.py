@@ -20,6 +20,7 @@ from apex4_probe.deployment import (
     Device,
     Environment,
     Format,
+    GemmTiming,
     Measurement,
     Profile,
     Provenance,
@@ -32,9 +33,12 @@ from apex4_probe.workload import DEFAULT_WORKLOAD, parse_workload
 
 if TYPE_CHECKING:
     from apex4_probe.datasheets import Datasheet
+    from apex4_probe.microbench.suite import MeasuredSet
+    from apex4_probe.tuning import Tuned
 
 ProgressCallback = Callable[[str, float], None]  # what is being done, and how much of the measuring is behind us, 0 … 1
 MAX_TENSOR_PARALLEL = 1024
+MEASURING_SHARE = {False: 0.5, True: 0.7}  # by --full, of a run that also times kernels: 31 to 40 s (H100) of 75
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,21 @@ def find_targets(request: Request) -> Targets:
 def measure(gpu: LocalGpu, question: Question, request: Request, progress: ProgressCallback) -> Profile:
     """Measure one GPU and decide. Raises ApexError."""
     from apex4_probe.architecture import architecture
+    from apex4_probe.gemm_bench import torch_installed, why_no_torch
     from apex4_probe.microbench import suite
+    from apex4_probe.tuning import Tuned
 
     start = time.monotonic()
-    measured = suite.measure(gpu.index, full=request.full, progress=progress)
+    measuring = MEASURING_SHARE[request.full] if torch_installed() else 1.0
+    measured = suite.measure(
+        gpu.index, full=request.full, progress=lambda what, share: progress(what, share * measuring)
+    )
+    if missing := why_no_torch():
+        tuned = Tuned(notes=(f"Kernels and GEMMs were not timed: {missing}.",))
+    else:
+        tuned = _tune(
+            gpu, measured, question, request, lambda what, share: progress(what, measuring + (1 - measuring) * share)
+        )
     progress("planning", 1.0)
     facts = architecture(gpu.device.compute_capability)
     notes = [] if facts.kernels else [f"The kernel catalogue has nothing for this GPU: {facts.kernels_reason}"]
@@ -143,10 +158,32 @@ def measure(gpu: LocalGpu, question: Question, request: Request, progress: Progr
             commit=commit(),
             duration_s=round(time.monotonic() - start, 1),
             mode="full" if request.full else "default",
-            warnings=[*([gpu.busy] if gpu.busy else []), *measured.warnings],
+            warnings=[*([gpu.busy] if gpu.busy else []), *measured.warnings, *tuned.warnings],
         ),
-        notes,
+        [*notes, *tuned.notes],
+        timings=tuned.timings,
     )
+
+
+def _tune(
+    gpu: LocalGpu, measured: MeasuredSet, question: Question, request: Request, progress: ProgressCallback
+) -> Tuned:
+    """Time what the plan may choose. Raises ApexError where the GPU fails."""
+    from apex4_probe.field import timer_of
+    from apex4_probe.gemm_bench import TorchBench
+    from apex4_probe.kernels import catalogue
+    from apex4_probe.kernels.launch import chip
+    from apex4_probe.rates import Rates
+    from apex4_probe.tuning import BUDGET_S, tune
+    from apex4_probe.tuning_plan import cells
+
+    timer = timer_of(Rates.of(gpu.device, measured.measurements), measured.co_issue)
+    wanted = cells(question.model, question.workload, timer, chip(gpu.index), catalogue.VARIANTS)
+    bench = TorchBench(gpu.index)
+    try:
+        return tune(wanted, bench, BUDGET_S[request.full], progress=progress)
+    finally:
+        bench.release()
 
 
 def predict(datasheet: Datasheet, question: Question, request: Request) -> Profile:
@@ -170,10 +207,12 @@ def _profile(
     provenance: Provenance,
     notes: Sequence[str],
     datasheet: Datasheet | None = None,
+    timings: Sequence[GemmTiming] = (),
 ) -> Profile:
     from apex4_probe.planner import plan
+    from apex4_probe.selection import kernel_tables
 
-    planned = plan(device, measurements, co_issue, question.workload, question.model, sheet=datasheet)
+    planned = plan(device, measurements, co_issue, question.workload, question.model, sheet=datasheet, timings=timings)
     return Profile(
         tool_version=version("apex4-probe"),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -189,6 +228,8 @@ def _profile(
         w4a4=planned.w4a4,
         workload=question.workload,
         layers=list(planned.layers),
+        kernels=kernel_tables(timings),
+        gemm_timings=list(timings),
         rejected=list(planned.rejected),
         notes=[*planned.notes, *(note for note in notes if note not in planned.notes)],
     )

@@ -19,7 +19,7 @@ Dtype = Literal["float64", "boolean"]
 def section_of(sections: Mapping[str, T], name: str) -> T:
     """The section called ``name``. Raises ApexError listing those that exist."""
     if name not in sections:
-        raise ApexError(f"to_frame: no section {name!r:.40}, expected {', '.join(sections)} or layers")
+        raise ApexError(f"to_frame: no section {name!r:.40}, expected {', '.join(sections)}, layers or kernels")
     return sections[name]
 
 
@@ -34,17 +34,14 @@ def nested(
     records: Sequence[BaseModel],
     field: str,
     about: Mapping[str, Any],
-    leave_out: set[str],
 ) -> DataFrame:
     """A row for every record in ``field`` of every record, the outer fields repeated; one row where it holds none."""
     rows: list[dict[str, Any]] = []
     for record in records:
-        head = record.model_dump(exclude={field, *leave_out})
+        head = record.model_dump(exclude={field})
         parts = [part.model_dump() for part in getattr(record, field)] or [{}]
         rows.extend({**head, **part} for part in parts)
-    columns = {
-        name: kind for name, kind in (_dtypes(outer) | _dtypes(inner)).items() if name not in {field, *leave_out}
-    }
+    columns = {name: kind for name, kind in (_dtypes(outer) | _dtypes(inner)).items() if name != field}
     return _frame(rows, columns, about)
 
 

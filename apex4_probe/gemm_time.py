@@ -1,17 +1,18 @@
-"""How long one linear layer takes: memory or Tensor Core and CUDA Cores, the longer of the two, and a fixed time.
+"""How long one linear layer takes: as it was timed here; else memory or Tensor Core and CUDA Cores, and a fixed time.
 
-One model for all formats, so that its errors cancel where formats are compared. Nothing here is timed on the GPU at
-hand: every result is predicted, from rates that may be measured.
+One model for all formats, so that its errors cancel where formats are compared; its results are predicted, from rates
+that may be measured. Where the very GEMM was timed on the GPU at hand, the timing stands in its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from apex4_probe.balance import DEPTH, GROUP
-from apex4_probe.deployment import Format, Granularity, StrategyBalance
-from apex4_probe.rates import Operand, Rates
+from apex4_probe.deployment import Format, Granularity, Origin, StrategyBalance
+from apex4_probe.rates import Operand, Rates, worst
+from apex4_probe.selection import GemmKey, Timed, candidate_name, total_us
 
 # What GEMMs reached of the burst MMA rate on an H100 80GB HBM3 at M = 1024 and 4096, over eight layer shapes of
 # Llama-3-8B and 70B: cuBLAS FP16 716 of 866 TFLOPS. FP8 and W4A8 per channel (our wgmma prototype) were timed as
@@ -32,13 +33,18 @@ OPERANDS: dict[Format, Operand] = {"fp16": "f16", "fp8": "e4m3", "w4a16": "f16",
 
 @dataclass(frozen=True)
 class Time:
-    """Microseconds. ``low``: all pipes overlap; ``high``: none do; ``quantise`` is part of all three."""
+    """Microseconds. ``low``: all pipes overlap; ``high``: none do; ``quantise`` is part of all three.
+
+    Measured: the three are one figure, and ``kernel`` says of what; ``bound_by`` is the model's word even then.
+    """
 
     us: float
     low: float
     high: float
     quantise: float
     bound_by: str
+    origin: Origin = "predicted"
+    kernel: str = ""
 
     def plus(self, other: Time) -> Time:
         longer = self if self.us >= other.us else other
@@ -48,6 +54,7 @@ class Time:
             self.high + other.high,
             self.quantise + other.quantise,
             longer.bound_by,
+            worst((self.origin, other.origin)),
         )
 
 
@@ -61,16 +68,31 @@ def weight_bytes(n: int, k: int, format: Format, granularity: Granularity) -> fl
 
 @dataclass(frozen=True)
 class GemmTimer:
-    """``costs``: the best strategy of each (format, granularity) whose kernel is considered."""
+    """``costs``: the best strategy of each (format, granularity) whose kernel is considered. ``timed``: on this GPU."""
 
     rates: Rates
     costs: Mapping[tuple[Format, Granularity], StrategyBalance]
+    timed: Timed = field(default_factory=dict)
 
     def linear(self, m: int, n: int, k: int, format: Format, granularity: Granularity) -> Time:
         """One linear layer [m, k] x [n, k], quantisation of its input included.
 
         KeyError: no kernel of this format and granularity is considered here.
         """
+        modelled = self.modelled(m, n, k, format, granularity)
+        timing = self.timed.get(GemmKey(m, n, k, format, granularity))
+        if timing is None:
+            return modelled
+        us = total_us(timing)
+        return Time(us, us, us, timing.us_quantise, modelled.bound_by, timing.origin, candidate_name(timing))
+
+    @property
+    def fixed_us(self) -> float:
+        """What every GEMM takes beside its bytes and its arithmetic."""
+        return self.rates.launch_us().value + GEMM_FIXED_US
+
+    def modelled(self, m: int, n: int, k: int, format: Format, granularity: Granularity) -> Time:
+        """As ``linear``, whether it was timed or not."""
         if format == "w4a16" and m > SMALL_M:
             unpack = self._stream_us(weight_bytes(n, k, format, granularity) + 2.0 * n * k)
             return self.linear(m, n, k, "fp16", "none").plus(Time(unpack, unpack, unpack, 0.0, "memory"))
@@ -79,7 +101,7 @@ class GemmTimer:
         tiles = -(-m // M_TILE) * M_TILE * n * (k / DEPTH)
         expected, low, high, pipe = self._cycles(format, granularity)
         per_cycle = tiles / (self.rates.device.sm_count * self._clock_mhz(format) * EFFICIENCY[OPERANDS[format]])
-        fixed = self.rates.launch_us().value + GEMM_FIXED_US
+        fixed = self.fixed_us
         compute = expected * per_cycle
         bound_by = "launch" if fixed > max(memory, compute) else "memory" if memory >= compute else pipe
         return Time(

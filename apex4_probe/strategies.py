@@ -28,6 +28,8 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("magic_fadd_ffma", "magic number, FADD + FFMA", {"fadd": 1, "ffma": 1}),
         Strategy("imad", "integer group scale, IMAD", {"imad": 1}),
         Strategy("widen", "integer group scale applied while widening", {}),
+        Strategy("ffma", "FFMA on FP32 sums", {"ffma": 1}),
+        Strategy("before_mma", "before the MMA", {}),
     )
 }
 

@@ -148,8 +148,8 @@ def _schema_and_checksum(profile: Profile) -> list[Mismatch]:
     our_major, our_minor = SCHEMA_VERSION.split(".")
     if major != our_major:
         return [Mismatch("schema_version", profile.schema_version, SCHEMA_VERSION, "fields may mean something else")]
-    # A newer minor's unknown fields are gone by now; the reader has held the checksum against the file itself.
-    if not profile.checksum or int(minor) > int(our_minor):
+    # Fields that only another minor has are gone by now; the reader has held the checksum against the file itself.
+    if not profile.checksum or int(minor) != int(our_minor):
         return []
     return _differs(
         "checksum", profile.checksum, checksum_of(profile), "its contents were changed after it was written"

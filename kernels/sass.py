@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sysconfig
 import tempfile
@@ -25,6 +26,7 @@ from apex4_probe.errors import ApexError
 from apex4_probe.kernels import disk_cache
 
 INSTRUCTION_BYTES = 16  # Volta and later
+_EIATTR_REGCOUNT, _EIFMT_SVAL = 0x2F, 4  # of .nv.info: an attribute, and the form whose payload follows it
 
 _SECTION = re.compile(r"^\.text\.(\S+):$")
 _LABEL = re.compile(r"^(\S+):$")
@@ -137,6 +139,21 @@ def disassemble(image: bytes) -> dict[str, Listing]:
     listings = parse(answer.stdout)
     disk_cache.write("sass", key, zlib.compress(answer.stdout.encode()))
     return listings
+
+
+def registers(image: bytes) -> int:
+    """A thread's in a cubin, the most of its kernels: EIATTR_REGCOUNT in the section .nv.info (ELF64)."""
+    table, (size, count, names) = struct.unpack_from("<Q", image, 40)[0], struct.unpack_from("<HHH", image, 58)
+    headers = [struct.unpack_from("<IIQQQQ", image, table + i * size) for i in range(count)]
+    strings = headers[names][4]
+    at, length = next(header[4:6] for header in headers if image.startswith(b".nv.info\0", strings + header[0]))
+    end, found = at + length, list[int]()
+    while at < end:
+        form, attribute, payload = struct.unpack_from("<BBH", image, at)
+        if attribute == _EIATTR_REGCOUNT:
+            found.append(struct.unpack_from("<II", image, at + 4)[1])  # (symbol, registers)
+        at += 4 + (payload if form == _EIFMT_SVAL else 0)
+    return max(found)
 
 
 def disassemble_all(images: Sequence[bytes]) -> None:

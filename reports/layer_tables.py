@@ -11,7 +11,7 @@ from apex4_probe.reports.tables import ABSENT, Row, Table, columns_of
 
 LAYER_CAPTION = (
     "Speed-up over FP16 at M tokens, activation quantisation counted in; in brackets from no overlap of the pipes to "
-    "full overlap. Margin: time of the runner-up over ours, minus 1."
+    "full overlap, where it was not timed. Margin: time of the runner-up over ours, minus 1."
 )
 
 
@@ -109,16 +109,17 @@ def layer_times_table(profile: Profile) -> Table:
                 *(wording.number(figure, time.origin) for figure in figures),
                 speedup_text(time),
                 wording.clean(time.bound_by),
+                wording.clean(time.kernel or ABSENT),
                 time.origin,
             )
             rows.append(Row(cells, predicted=time.origin == "predicted"))
     titles = ["role", "#N × K", "format", "granularity", "#count", "#M", "#us", "#full overlap", "#no overlap"]
-    titles += ["#quantising", "#FP16 us", "#speed-up", "bound by", "origin"]
+    titles += ["#quantising", "#FP16 us", "#speed-up", "bound by", "kernel", "origin"]
     return Table(
         "Times per layer",
         columns_of(*titles),
         tuple(rows),
-        "Microseconds a layer; us includes quantising the activations.",
+        "Microseconds a layer, its share by N where it runs in a fused GEMM; us includes quantising the activations.",
     )
 
 

@@ -11,6 +11,7 @@ from apex4_probe.reports import (
     co_issue_reading,
     co_issue_tables,
     health_words,
+    kernel_tables,
     layer_tables,
     page_shell,
     roofline,
@@ -129,6 +130,8 @@ def _render(profile: Profile, pictures: dict[str, Picture], details: list[Pictur
         "balance": tables.balance_table(profile),
         "layers": layer_tables.layer_table(profile),
         "layer_times": layer_tables.layer_times_table(profile),
+        "kernels": kernel_tables.kernel_table(profile),
+        "gemm_timings": kernel_tables.gemm_timing_table(profile),
         "rejected": tables.rejected_table(profile),
         "environment": tables.environment_table(profile),
     }

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from apex4_probe.deployment import Profile, StrategyBalance
 from apex4_probe.health import compare_with_shipped
-from apex4_probe.reports import co_issue_tables, health_words, layer_tables, tables, verdict, wording
+from apex4_probe.reports import co_issue_tables, health_words, kernel_tables, layer_tables, tables, verdict, wording
 from apex4_probe.reports.console_table import ConsoleTables
 from apex4_probe.reports.tables import Column, Row, Table
 
@@ -229,6 +229,9 @@ def _print_layers(printer: ConsoleTables, profile: Profile) -> None:
         printer.sentence(f"{roles}: {reason}", indent=2)
     if points:
         printer.sentence(f"Workload: {points}.", indent=2)
+    kernels = kernel_tables.chosen_kernel_table(profile)
+    if kernels.rows:
+        printer.table(kernels)
 
 
 def _choice_column(table: Table) -> Table:

@@ -35,6 +35,7 @@ STRATEGIES = {
     "imad": "integer scale, IMAD",
     "widen": "while widening INT4 to INT8",
     "before_mma": "before the MMA",
+    "ffma": "FFMA on FP32 sums",
 }
 PLACEMENTS = {
     "other_warps": "in other warps",

@@ -54,6 +54,15 @@ struct mma_s8_m16n8k32 {
   }
 };
 
+// A unsigned, B signed: weights that carry an offset of 128 (kernels/cuda/widen.cuh).
+struct mma_u8s8_m16n8k32 {
+  static constexpr int A = 4, B = 2, C = 4, macs = 16 * 8 * 32;
+  static __device__ void mma(u32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : C4 : A4, B2);
+  }
+};
+
 struct mma_f16_m16n8k8 {
   static constexpr int A = 2, B = 1, C = 4, macs = 16 * 8 * 8;
   static __device__ void mma(u32 (&c)[4], const u32 (&a)[2], const u32 (&b)[1]) {

@@ -1,48 +1,13 @@
 """`apex4-probe run` on a real GPU: its time, its repeatability, and what an H100 or H200 must show."""
 
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 
 from apex4_probe.architecture import architecture
 from apex4_probe.datasheets import for_device
 from apex4_probe.deployment import CoIssue, Measurement, Profile
-from apex4_probe.profile_file import load_profile
 
 # Two runs on one card: cycles are exact, power and heat move the clock.
 SAME_PER_CLOCK, SAME_PER_SECOND, SAME_RHO = 0.005, 0.06, 0.01
-
-
-def run(out: Path, cache: Path, *arguments: str) -> tuple[Profile, float]:
-    start = time.monotonic()
-    program = "from apex4_probe.cli import main; main()"
-    command = [sys.executable, "-c", program, "run", "--require-gpu", "--out", str(out), *arguments]
-    answer = subprocess.run(
-        command, env={**os.environ, "APEX4_PROBE_CACHE": str(cache)}, capture_output=True, text=True, check=False
-    )
-    assert answer.returncode == 0, answer.stderr
-    return load_profile(out / "profile.yaml"), time.monotonic() - start
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory) -> dict[str, tuple[Profile, float]]:
-    """Profiles and seconds: a cold default run, a warm one, and the full set."""
-    folder = tmp_path_factory.mktemp("runs")
-    cache = folder / "cache"
-    return {
-        "cold": run(folder / "cold", cache),
-        "warm": run(folder / "warm", cache),
-        "full": run(folder / "full", cache, "--full"),
-    }
-
-
-@pytest.fixture(scope="session")
-def full(runs) -> Profile:
-    return runs["full"][0]
 
 
 @pytest.fixture

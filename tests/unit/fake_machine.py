@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from sample_profile import sample_co_issue, sample_device, sample_measurements
 
-from apex4_probe import flow, verify_job
+from apex4_probe import flow, gemm_bench, verify_job
 from apex4_probe.deployment import Measurement
 from apex4_probe.discovery import LocalGpu, NoGpuError
 from apex4_probe.microbench import suite
@@ -63,11 +63,17 @@ def remeasure(_gpu_index: int, names: set[str]) -> list[Measurement]:
     return [figure for figure in sample_measurements() if figure.name in names]
 
 
+def no_torch() -> str:
+    return "torch is not installed: pip install 'apex4-probe[torch]'"
+
+
 def main() -> None:
     scenario = sys.argv.pop(1)
     flow.discover = verify_job.discover = discover_nothing if scenario == "no-gpu" else discover_one
     suite.measure = measure_interrupted if scenario == "interrupted" else measure
     suite.remeasure = remeasure
+    gemm_bench.torch_installed = lambda: False
+    gemm_bench.why_no_torch = no_torch
     from apex4_probe.cli import main as apex4_probe
 
     apex4_probe()

@@ -39,6 +39,21 @@ def hostile_profile() -> Profile:
         ],
         decision=good.decision.model_copy(update={"reason": ENDLESS, "runner_up": ENDLESS, "rule": ATTACK}),
         workload=good.workload.model_copy(update={"model": ENDLESS}),
+        kernels=[
+            table.model_copy(
+                update={
+                    "kernels": [
+                        kernel.model_copy(update={"variant": ENDLESS, "tile": ATTACK, "runner_up": ENDLESS})
+                        for kernel in table.kernels
+                    ]
+                }
+            )
+            for table in good.kernels
+        ],
+        gemm_timings=[
+            timing.model_copy(update={"variant": ATTACK, "tile": ENDLESS, "strategy": ENDLESS})
+            for timing in good.gemm_timings
+        ],
         layers=[layer.model_copy(update={"reason": ENDLESS}) for layer in good.layers],
         rejected=[Rejected(variant=ENDLESS, why=ENDLESS)],
         notes=[ATTACK, ENDLESS],

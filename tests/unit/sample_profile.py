@@ -14,6 +14,7 @@ from apex4_probe.deployment import (
     Decision,
     Device,
     Environment,
+    GemmTiming,
     LayerPlan,
     LayerTime,
     Measurement,
@@ -25,6 +26,7 @@ from apex4_probe.deployment import (
     WorkloadPoint,
     WorkloadRecord,
 )
+from apex4_probe.selection import kernel_tables
 
 SM_COUNT = 132
 FFMA_PER_CLK = 123.0
@@ -335,6 +337,50 @@ def _layer(role: str, n: int, k: int) -> LayerPlan:
     )
 
 
+# N x K of the GEMMs that a block of Llama-3-8B runs: qkv, o, gate_up, down
+GEMMS = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
+# variant, format, granularity, strategy, tile, share of FP16's time at M = 16 and at M = 2048, quantises
+CANDIDATES = [
+    ("fp16", "fp16", "none", "", "", (1.0, 1.0), False),
+    ("fp8", "fp8", "channel", "quantised by torch.compile", "", (0.61, 0.54), True),
+    ("w4a8.small.g128i", "w4a8", "g128i", "widen", "rows=32,warps=16,stages=2", (0.36, 3.1), True),
+    ("w4a8.mma.g128i", "w4a8", "g128i", "widen", "rows=128,tokens=256,stages=3,split_k=1", (0.55, 0.52), True),
+    ("w4a8.mma.channel", "w4a8", "channel", "none", "rows=128,tokens=256,stages=4,split_k=1", (0.54, 0.51), True),
+    ("w4a16.small.g128", "w4a16", "g128", "before_mma", "rows=32,warps=8,stages=3", (0.41, 4.0), False),
+]
+
+
+def sample_gemm_timings() -> list[GemmTiming]:
+    found = []
+    for m in (16, 2048):
+        for n, k in GEMMS:
+            us_fp16 = max(2 * m * n * k / 700e6, 2 * n * k / 3.06e6) + 5.0
+            quantise = 2.2 + 3.0 * m * k / 3.06e6
+            for variant, fmt, granularity, strategy, tile, shares, quantises in CANDIDATES:
+                us = us_fp16 * shares[m > 16]
+                found.append(
+                    GemmTiming.model_validate(
+                        {
+                            "n": n,
+                            "k": k,
+                            "m": m,
+                            "variant": variant,
+                            "format": fmt,
+                            "granularity": granularity,
+                            "strategy": strategy,
+                            "tile": tile,
+                            "us": us,
+                            "us_quantise": quantise if quantises else 0.0,
+                            "spread": 0.004,
+                            "samples": 15,
+                            "tops": 2 * m * n * k / us * 1e-6,
+                            "speedup_fp16": us_fp16 / us,
+                        }
+                    )
+                )
+    return found
+
+
 def sample_profile(**changes: Any) -> Profile:
     """A measured H100 profile with an empty checksum; ``changes`` replace top-level fields. Validated."""
     fields: dict[str, Any] = {
@@ -380,6 +426,8 @@ def sample_profile(**changes: Any) -> Profile:
             ],
         ),
         "layers": [_layer(*shape) for shape in LLAMA_3_8B],
+        "kernels": kernel_tables(sample_gemm_timings()),
+        "gemm_timings": sample_gemm_timings(),
         "rejected": [
             Rejected(variant="w4a8 g128 (I2F + FMUL + FFMA)", why="dequantisation alone takes as long as the MMA"),
             Rejected(variant="w4a4 g128", why="INT4 is emulated: 47.8 TOPS"),
@@ -413,5 +461,7 @@ def predicted_profile(**changes: Any) -> Profile:
         "balance": [
             record.model_copy(update={**predicted, "overlap_origin": "predicted"}) for record in measured.balance
         ],
+        "kernels": [],
+        "gemm_timings": [],
     }
     return sample_profile(**{**fields, **changes})

@@ -19,7 +19,7 @@ import sample_profile
 from typer.main import get_command
 
 import apex4_probe
-from apex4_probe import cli, flow, verify_job
+from apex4_probe import cli, flow, gemm_bench, verify_job
 from apex4_probe.checkout import commit
 from apex4_probe.deployment import Profile
 from apex4_probe.discovery import NoGpuError
@@ -76,6 +76,8 @@ def h100(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "discover", fake_machine.discover_one)
     monkeypatch.setattr(suite, "measure", fake_machine.measure)
     monkeypatch.setattr(suite, "remeasure", fake_machine.remeasure)
+    monkeypatch.setattr(gemm_bench, "torch_installed", lambda: False)
+    monkeypatch.setattr(gemm_bench, "why_no_torch", fake_machine.no_torch)
 
 
 def program(*arguments: str, cwd: Path, before: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
@@ -123,7 +125,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_version_and_the_verbs_that_work(call: Call) -> None:
     assert call("--version") == Answer(0, f"apex4-probe {apex4_probe.__version__}\n", "")
     assert list(get_command(cli.app).commands) == [  # type: ignore[attr-defined]
-        "run", "predict", "show", "compare", "verify", "doctor",
+        "run", "predict", "show", "compare", "verify", "bench", "doctor",
     ]  # fmt: skip
     assert call("quantize", "model").code == 2
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from sample_profile import predicted_profile, sample_co_issue, sample_measurements, sample_profile
 
-from apex4_probe.deployment import CoIssue, KernelChoice, Measurement, Profile, RhoFigure, json_schema
+from apex4_probe.deployment import CoIssue, KernelTable, Measurement, Profile, RhoFigure, json_schema
 from apex4_probe.profile_file import json_schema_text, profile_text
 
 
@@ -62,9 +62,6 @@ def test_a_measured_profile_holds_a_measurement() -> None:
 
 def test_a_predicted_profile_holds_nothing_measured() -> None:
     predicted, measured = predicted_profile(), sample_profile()
-    kernel = KernelChoice(
-        m_max=16, variant="v", tile="t", stages=4, split_k=1, us=1, us_quantise=0, speedup=2, origin="measured"
-    )
     layers = list(predicted.layers)
     timed = layers[0].times[0].model_copy(update={"origin": "measured"})
     half_measured = predicted.balance[0].model_copy(update={"overlap_origin": "measured"})
@@ -75,11 +72,33 @@ def test_a_predicted_profile_holds_nothing_measured() -> None:
         ("balance", [half_measured], "balance: 'none'"),
         ("rho", {"int8": RhoFigure(measured=29.6, usable=True)}, "rho: int8"),
         ("layers", [layers[0].model_copy(update={"times": [timed]})], "layers: q"),
-        ("layers", [layers[6].model_copy(update={"kernels": [kernel]})], "layers: down"),
+        ("kernels", measured.kernels[:1], "kernels: 'w4a8.small.g128i'"),
+        ("gemm_timings", measured.gemm_timings[:1], "gemm_timings: 'fp16'"),
     ]:
         with pytest.raises(ValidationError) as caught:
             predicted_profile(**{field: value})
         assert f'origin is "predicted", but {place} is marked measured' in str(caught.value)
+
+
+def test_a_kernel_serves_up_to_the_m_that_it_was_tuned_for_and_the_last_one_above() -> None:
+    (table,) = [t for t in sample_profile().kernels if (t.n, t.k, t.granularity) == (28672, 4096, "g128i")]
+    assert [kernel.m_max for kernel in table.kernels] == [16, 2048]
+    chosen = {m: table.for_tokens(m).variant for m in (1, 16, 17, 64, 2048, 100_000)}
+    assert chosen == {
+        1: "w4a8.small.g128i",
+        16: "w4a8.small.g128i",
+        17: "w4a8.mma.g128i",  # the nearest is the small kernel at 16, which nobody timed beyond it
+        64: "w4a8.mma.g128i",
+        2048: "w4a8.mma.g128i",
+        100_000: "w4a8.mma.g128i",
+    }
+
+
+@pytest.mark.parametrize("order", [[1, 0], [0, 0], []])
+def test_a_kernel_table_ascends_and_holds_something(order: list[int]) -> None:
+    table = sample_profile().kernels[0].model_dump()
+    with pytest.raises(ValidationError, match="m_max does not ascend" if order else "at least 1 item"):
+        KernelTable.model_validate({**table, "kernels": [table["kernels"][i] for i in order]})
 
 
 def test_a_field_of_a_newer_minor_schema_is_ignored() -> None:

@@ -10,7 +10,7 @@ from hostile_profile import empty_profile, hostile_profile
 from sample_profile import predicted_profile, sample_profile
 
 import apex4_probe
-from apex4_probe.deployment import CoIssue, Measurement, Profile
+from apex4_probe.deployment import CoIssue, GemmTiming, Measurement, Profile
 from apex4_probe.errors import ApexError
 
 
@@ -70,16 +70,37 @@ def test_layers_have_a_row_for_every_m() -> None:
     assert row["role"] == profile.layers[0].role
 
 
-@pytest.mark.parametrize("section", ["measurements", "co_issue", "balance", "layers"])
+def test_kernels_have_a_row_for_every_table_and_m() -> None:
+    profile = sample_profile()
+    frame = profile.to_frame("kernels")
+    pairs = [(table, kernel) for table in profile.kernels for kernel in table.kernels]
+    assert list(frame["m_max"]) == [kernel.m_max for _, kernel in pairs]
+    assert list(frame["variant"]) == [kernel.variant for _, kernel in pairs]
+    assert list(frame["n"]) == [table.n for table, _ in pairs]
+    assert list(frame["granularity"]) == [table.granularity for table, _ in pairs]
+
+
+def test_gemm_timings_have_a_column_a_field() -> None:
+    profile = sample_profile()
+    frame = profile.to_frame("gemm_timings")
+    assert len(frame) == len(profile.gemm_timings) == 48
+    for name in GemmTiming.model_fields:
+        assert all(same(cell, getattr(t, name)) for cell, t in zip(frame[name], profile.gemm_timings, strict=True))
+    assert str(frame["gb_per_s"].dtype) == "float64" and frame["gb_per_s"].isna().all()
+
+
+@pytest.mark.parametrize("section", ["measurements", "co_issue", "balance", "layers", "kernels", "gemm_timings"])
 def test_an_empty_section_has_its_columns(section: str) -> None:
     frame = empty_profile().to_frame(section)  # type: ignore[arg-type]
     assert len(frame) == 0
     assert "origin" in frame.columns
-    value = {"measurements": "value", "co_issue": "overlap", "balance": "over_channel", "layers": "us"}[section]
+    value = {"measurements": "value", "co_issue": "overlap", "balance": "over_channel"}.get(section, "us")
     assert str(frame[value].dtype) == "float64"
     assert math.isnan(frame[value].mean())
 
 
 def test_another_section_is_one_sentence() -> None:
-    with pytest.raises(ApexError, match="no section 'nonsense', expected measurements, co_issue, balance or layers"):
+    with pytest.raises(
+        ApexError, match=r"no section 'nonsense', expected measurements, .*, gemm_timings, layers or kernels"
+    ):
         sample_profile().to_frame("nonsense")  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ PACKAGES = {
 # What a module or package of ours may import of ours, beside itself. A package's name stands for all its modules.
 DATA = {"errors", "files", "strict_yaml", "profiles"}
 FACTS = DATA | {"architecture"}
-RECORDS = FACTS | {"deployment", "profile_file", "compare_records"}
+RECORDS = FACTS | {"deployment", "profile_file", "compare_records", "bench_records"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "deployment": FACTS | {"frames"},
     "profile_file": RECORDS,
     "compare_records": RECORDS,
+    "bench_records": RECORDS,
     "kernels": FACTS,
     "microbench": FACTS | {"kernels", "deployment", "nvml"},  # its figures are records; its clocks are NVML's
     # A report sets a profile beside the shipped one and draws the roofline from the rates that a plan is made from.
@@ -43,18 +44,21 @@ ALLOWED: dict[str, set[str]] = {
     "output_folder": {"errors"},
     "progress": set(),
     "plot": RECORDS | {"reports"},
+    # What a model calls: it follows a profile, after holding it against the GPU that is here.
+    "runtime": RECORDS | {"kernels", "verification", "discovery"},
 }
 # Decisions: pure functions over records. They know no GPU, no kernel, no report.
 DECISIONS = {
     "models", "workload", "datasheets", "rates", "overlap", "quality", "balance", "gemm_time", "candidates",
     "explanation", "planner", "prediction", "verification", "shipped", "strategies", "chain", "co_issue_notes",
     "own_datasheet", "assumptions", "health",
+    "selection", "field", "rules",
     "comparison", "compare_rates", "compare_regions", "compare_changes",
 }  # fmt: skip
 # Effects at the edge, from the machine to the verbs.
 EDGE = (
-    "discovery", "doctor", "flow", "emit", "predict_job", "run_job", "descriptions", "show_job", "verify_job",
-    "compare_job", "cli",
+    "discovery", "doctor", "tile_time", "tuning_plan", "tuning", "gemm_bench", "flow", "emit", "predict_job", "run_job",
+    "descriptions", "show_job", "verify_job", "compare_job", "peers", "bench_plan", "bench_job", "cli",
 )  # fmt: skip
 
 
@@ -103,7 +107,8 @@ def allowed(source: str, target: str) -> bool:
     if source == target or (target == "" and source not in ("kernels", "microbench")):
         return True  # the package itself: its version
     if source == "":
-        return target in ("flow", "predict_job", "plot", "profile_file", "compare_job")  # what apex4_probe exports
+        # what apex4_probe exports
+        return target in ("flow", "predict_job", "plot", "profile_file", "compare_job", "kernels", "runtime")
     if source in EDGE:
         later = EDGE[EDGE.index(source) :]
         return target not in later
@@ -153,6 +158,9 @@ def test_there_is_no_cycle() -> None:
         ("discovery", "flow"),
         ("run_job", "cli"),
         ("kernels", ""),
+        ("kernels", "runtime"),
+        ("runtime", "planner"),
+        ("runtime", "reports"),
     ],
 )
 def test_what_must_not_be_imported_is_refused(source: str, target: str) -> None:

@@ -154,7 +154,7 @@ def test_layout_for_a_person() -> None:
     lines = profile_text(sample_profile()).splitlines()
     assert lines[0].startswith("# Deployment profile of apex4-probe.")
     assert lines[1:5] == [
-        "schema_version: '1.0'",
+        "schema_version: '1.1'",
         "tool_version: 0.1.0",
         "created: '2026-02-03T10:15:00Z'",
         "origin: measured",

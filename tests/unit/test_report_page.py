@@ -147,7 +147,7 @@ def test_balance_table_equals_the_profile(shown: tuple[Profile, Reader]) -> None
 def test_layers_equal_the_profile(shown: tuple[Profile, Reader]) -> None:
     profile, reader = shown
     rows = [
-        row for row in reader.rows if len(row) == 14 and row[13] == "predicted" and row[0] in "q k v o gate up down"
+        row for row in reader.rows if len(row) == 15 and row[14] == "predicted" and row[0] in "q k v o gate up down"
     ]
     times = [(layer, time) for layer in profile.layers for time in layer.times]
     assert len(rows) == len(times) > 0
@@ -160,7 +160,7 @@ def test_layers_equal_the_profile(shown: tuple[Profile, Reader]) -> None:
             assert cell.startswith("~")
             same(cell, figure)
         same(row[11].split(" ")[0], time.us_fp16 / time.us, decimals=2)
-        assert row[12] == time.bound_by
+        assert row[12:14] == [time.bound_by, "–"]
     verdicts = [row for row in reader.rows if len(row) == 7 and row[2:4] == ["W4A8", "g128i"]]
     assert [row[0] for row in verdicts] == [layer.role for layer in profile.layers]
     for row, layer in zip(verdicts, profile.layers, strict=True):

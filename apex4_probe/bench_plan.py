@@ -1,0 +1,146 @@
+"""What ``bench`` is asked to time: models, numbers of tokens, variants and tiles, read and found good before a GPU is
+looked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
+
+from apex4_probe.candidates import FUSED
+from apex4_probe.deployment import GemmTiming
+from apex4_probe.errors import ApexError
+from apex4_probe.models import DEFAULT_MODEL, Model, load_model
+from apex4_probe.workload import MAX_TOKENS
+
+if TYPE_CHECKING:
+    from apex4_probe.kernels.variant import Chip, Tile, Variant
+    from apex4_probe.microbench.gemm_records import Method
+
+DEFAULT_TOKENS = "1,8,16,64,256,1024,4096"
+MOST_SIZES = 64
+Tiles = Literal["default", "best", "all"]
+METHODS: dict[str, tuple[Method, ...]] = {
+    "interleaved": ("interleaved",),
+    "sustained": ("sustained",),
+    "both": ("interleaved", "sustained"),
+}
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """What was asked for, as typed. ``tokens``: "1,16"; ``variants``: glob patterns, joined by commas."""
+
+    model: str = DEFAULT_MODEL
+    tokens: str = DEFAULT_TOKENS
+    variants: str = "*"
+    tiles: Tiles = "default"
+    method: Literal["interleaved", "sustained", "both"] = "interleaved"
+    peers: bool = False
+    check: bool = False
+    device: str = "0"
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A GEMM that a transformer block runs."""
+
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request whose every part has been read and found good."""
+
+    model: Model
+    gemms: tuple[Gemm, ...]
+    tokens: tuple[int, ...]
+    variants: tuple[Variant, ...]
+    tiles: Tiles
+    methods: tuple[Method, ...]
+    check: bool
+
+    def picks(self, n: int, k: int, m: int, chip: Chip) -> tuple[list[tuple[Variant, Tile]], dict[str, str]]:
+        """Variants with the tiles to time, and why the others have none, by variant."""
+        from apex4_probe.kernels.catalogue import legal, safe_tile
+        from apex4_probe.kernels.variant import Shape
+
+        shape = Shape(m, n, k)
+        found: list[tuple[Variant, Tile]] = []
+        refused: dict[str, str] = {}
+        for variant in self.variants:
+            if why := legal(variant, shape, chip):
+                refused[variant.name] = why
+            elif self.tiles == "default":
+                found.append((variant, safe_tile(variant, shape, chip)))
+            else:
+                tiles = [tile for tile in variant.tiles if not variant.refuses(tile, shape, chip)]
+                found += [(variant, tile) for tile in (tiles if self.tiles == "all" else without_idle_tokens(tiles, m))]
+        return found, refused
+
+
+def without_idle_tokens(tiles: Sequence[Tile], m: int) -> list[Tile]:
+    """Those that do not hold more tokens than the smallest that holds ``m``: what they hold more is padding."""
+    held = {tile: dict(tile.parameters).get("tokens", 0) for tile in tiles}
+    enough = min((tokens for tokens in held.values() if tokens >= m), default=None)
+    return [tile for tile, tokens in held.items() if enough is None or tokens <= enough]
+
+
+def best_tiles(records: Iterable[GemmTiming]) -> list[GemmTiming]:
+    """Of each variant's tiles at one shape, M and method, the fastest."""
+    found: dict[tuple[int, int, int, str, str], GemmTiming] = {}
+    for record in records:
+        key = (record.n, record.k, record.m, record.variant, record.method)
+        if key not in found or record.us < found[key].us:
+            found[key] = record
+    return list(found.values())
+
+
+def read(request: BenchRequest) -> Plan:
+    """Validate a request. Raises ApexError naming the option."""
+    model = load_model(request.model)
+    return Plan(
+        model=model,
+        gemms=gemms(model),
+        tokens=parse_tokens(request.tokens),
+        variants=matching(request.variants),
+        tiles=request.tiles,
+        methods=METHODS[request.method],
+        check=request.check,
+    )
+
+
+def parse_tokens(text: str) -> tuple[int, ...]:
+    """ "1,16" ascending and without repetition. Raises ApexError naming the part that is no number of tokens."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"[0-9]{1,9}", part) or not 1 <= int(part) <= MAX_TOKENS:
+            raise ApexError(
+                f"--m: {part[:40]!r} is no number of tokens from 1 to {MAX_TOKENS}; expected e.g. 1,16,4096"
+            )
+    if len(parts) > MOST_SIZES:
+        raise ApexError(f"--m has {len(parts)} sizes; at most {MOST_SIZES} are timed at once")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def matching(patterns: str) -> tuple[Variant, ...]:
+    """The catalogue's variants whose names match one of ``patterns``, in the catalogue's order. Raises ApexError for a
+    pattern that matches none."""
+    from apex4_probe.kernels.catalogue import VARIANTS
+
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    for pattern in wanted:
+        if not any(fnmatchcase(variant.name, pattern) for variant in VARIANTS):
+            names = ", ".join(variant.name for variant in VARIANTS)
+            raise ApexError(f"--variants: {pattern[:60]!r} matches none of {names}")
+    return tuple(one for one in VARIANTS if any(fnmatchcase(one.name, pattern) for pattern in wanted))
+
+
+def gemms(model: Model) -> tuple[Gemm, ...]:
+    """The GEMMs of a block in their order, linears that share an input fused (qkv, gate_up)."""
+    fused = [[layer for layer in model.layers if layer.role in roles] for roles in FUSED]
+    return tuple(Gemm(sum(layer.n for layer in layers), layers[0].k) for layers in fused if layers)

@@ -1,0 +1,1 @@
+"""Consuming a profile: the linear layer whose kernels it chose."""

@@ -1,0 +1,61 @@
+// INT4 codes (value + 8) to fp16 or bf16, exactly, in registers. A word holds, for two weight rows that are eight apart,
+// four k: byte p is k BYTE_ORDER[p], its low nibble the first row's, its high nibble the second's (kernels/formats.py).
+// Both functions fill operand A of an m16n8k16 MMA: a[0], a[1] are the rows' k 0 and 1, a[2], a[3] their k 2 and 3.
+#pragma once
+
+static __device__ __forceinline__ u32 word_of(const uint4& four, int i) {
+  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+}
+
+// Of a scale word: row g's and row g + 8's.
+static __device__ __forceinline__ float2 f16x2_to_float2(u32 bits) {
+  float2 pair;
+  asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+      : "=f"(pair.x), "=f"(pair.y) : "r"(bits));
+  return pair;
+}
+
+static __device__ __forceinline__ u32 add_f16x2(u32 x, u32 y) {
+  u32 sum;
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(x), "r"(y));
+  return sum;
+}
+
+static __device__ __forceinline__ u32 fma_f16x2(u32 x, u32 y, u32 z) {
+  u32 sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(y), "r"(z));
+  return sum;
+}
+
+static __device__ __forceinline__ u32 fma_bf16x2(u32 x, u32 y, u32 z) {
+  u32 sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(y), "r"(z));
+  return sum;
+}
+
+// `exponent` is EXPONENT_F16 or EXPONENT_BF16 behind `in_register`: an instruction takes one constant, and the compiler,
+// given both, keeps this one as such and moves the masks into registers again and again, half as many moves as work.
+constexpr u32 EXPONENT_F16 = 0x64006400u, EXPONENT_BF16 = 0x43004300u;  // 1024 and 128, twice
+
+// The constant, but the compiler cannot know it: `positive` is a count from the host.
+static __device__ __forceinline__ u32 in_register(u32 constant, int positive) {
+  return constant | (u32)positive >> 31;
+}
+
+// A nibble in the mantissa's lowest bits makes 1024 + code, one in the next four 1024 + 16 * code; bits 10 and up are
+// the exponent. Nine instructions for eight weights.
+static __device__ __forceinline__ void widen_f16(u32 word, u32 exponent, u32 (&a)[4]) {
+  const u32 later = word >> 8;
+  a[0] = add_f16x2((word & 0x000F000Fu) | exponent, 0xE408E408u);                // - 1032
+  a[1] = fma_f16x2((word & 0x00F000F0u) | exponent, 0x2C002C00u, 0xD480D480u);   // / 16 - 72
+  a[2] = add_f16x2((later & 0x000F000Fu) | exponent, 0xE408E408u);
+  a[3] = fma_f16x2((later & 0x00F000F0u) | exponent, 0x2C002C00u, 0xD480D480u);
+}
+
+// The mantissa of a bf16 has seven bits: only the lowest nibble keeps clear of the exponent, so every nibble is moved
+// there. x * 1 - 136 instead of x - 136: there is no bf16 addition before sm_90. Eleven instructions for eight weights.
+static __device__ __forceinline__ void widen_bf16(u32 word, u32 exponent, u32 (&a)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++)  // 128 + code, then - 136
+    a[i] = fma_bf16x2(((word >> (4 * i)) & 0x000F000Fu) | exponent, 0x3F803F80u, 0xC308C308u);
+}

@@ -1,0 +1,66 @@
+"""What 4-bit weights can be packed as: formats, granularities, and the order in which packed bytes lie.
+
+A granularity is both a packing of the weights and a way to quantise the activations:
+
+    channel   float per weight row                       float per token
+    a128i     float per weight row                       integer 1 … 16 per token and group, float per token (w4a4)
+    g128      float per weight row and group of 128      float per token (w4a4: per token and group)
+    g128i     integer 1 … 16 and a zero per row and      float per token (w4a8)
+              group, float per row
+    g64, g32  as g128, with smaller groups
+
+Layout of w4a8 and w4a16 weights [N, K] (``LAYOUT_VERSION``): one order for every granularity and every M, that of an
+MMA's operand A with 16 rows, so that a thread gets what it multiplies by one 16-byte load and no shuffle.
+
+    block      32 rows x 128 of K, blocks ordered [N / 32][ceil(K / 128)]
+      nibbles  [tile 2][half 2][lane 32][word 4] of 32 bit, 2048 bytes; lane = 4 * g + c
+               tile t, half, lane (g, c), word 2 * s + h, byte p, nibble r (0: low) hold the 4-bit code of
+               row 32 * nb + 16 * t + 8 * r + g,  k = 128 * kb + 64 * half + 32 * s + 8 * c + 4 * h + BYTE_ORDER[p]
+      scales   [128 / group][tile 2][g 8] words of 32 bit, none for channel
+               float groups:  fp16 of row g in the low half, of row g + 8 in the high half
+               g128i:         bytes scale(g), zero(g), scale(g + 8), zero(g + 8)
+
+A code is the value plus 8. An MMA step of 32 covers exactly k = 32 * i … 32 * i + 31, so groups of 32 can be told
+apart; bytes 1 and 2 change places because ``word & 0x000F000F`` and ``(word >> 8) & 0x000F000F`` are then pairs of
+consecutive k, as FP16 operands need them. K beyond the weight's own (to a whole block) is filled with zero weights.
+
+INT8 activations [M, K] (``quantise.cu`` writes, every w4a8 kernel reads) lie in the order of operand B:
+
+    [ceil(K / 128)][ceil(M / 8)][half 2][g 8][c 4][word 4] of 32 bit
+               half, g, c, word 2 * s + h, byte p hold token 8 * mt + g and the same k as above
+
+so that any number of tokens of one block of K is one contiguous piece. K beyond the activations' own holds zeros;
+tokens beyond M hold anything.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Format = Literal["w4a4", "w4a8", "w4a16"]
+Granularity = Literal["channel", "a128i", "g128", "g64", "g32", "g128i"]
+
+LAYOUT_VERSION = 1
+BLOCK_ROWS, BLOCK_K = 32, 128
+TILE_ROWS = 16  # of an MMA's operand A
+TOKEN_TILE = 8  # of its operand B
+BYTE_ORDER = (0, 2, 1, 3)
+NIBBLE_BYTES = BLOCK_ROWS * BLOCK_K // 2
+
+GROUP: dict[Granularity, int | None] = {"channel": None, "a128i": 128, "g128": 128, "g64": 64, "g32": 32, "g128i": 128}
+GRANULARITIES: dict[Format, tuple[Granularity, ...]] = {
+    "w4a4": ("channel", "a128i", "g128", "g64", "g32"),
+    "w4a8": ("channel", "g128i", "g128", "g64", "g32"),
+    "w4a16": ("channel", "g128", "g64", "g32"),
+}
+
+
+def weight_group(granularity: Granularity) -> int | None:
+    """Weights that share a group scale along K; None: only the row's (``a128i`` groups the activations alone)."""
+    return None if granularity == "a128i" else GROUP[granularity]
+
+
+def block_bytes(granularity: Granularity) -> int:
+    """Bytes of one packed block of w4a8 or w4a16 weights: nibbles, then its groups' scale words."""
+    group = weight_group(granularity)
+    return NIBBLE_BYTES + (BLOCK_K // group * BLOCK_ROWS * 2 if group else 0)

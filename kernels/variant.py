@@ -1,0 +1,91 @@
+"""What a kernel variant is: one way to multiply packed weights, its tile space, and how a tile becomes a launch.
+
+Plain data and pure functions; compiling and launching are next door (``compile.py``, ``launch.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from apex4_probe.kernels.formats import Format, Granularity
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One point of a variant's tile space. Its parameters become macros (``rows`` -> ``-DROWS=32``)."""
+
+    parameters: tuple[tuple[str, int], ...]
+
+    def __getitem__(self, name: str) -> int:
+        return dict(self.parameters)[name]
+
+    @property
+    def name(self) -> str:
+        """As profiles spell it: ``rows=32,warps=16,stages=2``."""
+        return ",".join(f"{key}={value}" for key, value in self.parameters)
+
+
+def tile(**parameters: int) -> Tile:
+    return Tile(tuple(parameters.items()))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """y[m, n] = x[m, k] times the transpose of W[n, k]."""
+
+    m: int
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What legality and launch depend on. ``shared_bytes``: the most that one CTA may ask for; ``target``: NVRTC's."""
+
+    compute_capability: str
+    target: str
+    sm_count: int
+    shared_bytes: int
+
+    @property
+    def version(self) -> tuple[int, int]:
+        major, _, minor = self.compute_capability.partition(".")
+        return int(major), int(minor)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel is launched. ``workspace_bytes``: of device memory that it may scribble on, uninitialised."""
+
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    workspace_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A catalogue record.
+
+    ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder.
+    ``tiles``: the legal space; ``default``: picks from it without having measured. ``refuses``: why a tile cannot run a
+    shape on a chip, "" where it can. ``macros``: beside the tile's. ``strategy``: a name of apex4_probe/strategies.py.
+    ``options``: further compiler options, which never come from a file. ``then_fp16``: the kernel writes the weight
+    [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
+    """
+
+    name: str
+    format: Format
+    granularity: Granularity
+    strategy: str
+    description: str
+    source: str
+    headers: tuple[str, ...]
+    macros: tuple[tuple[str, int], ...]
+    tiles: tuple[Tile, ...]
+    default: Callable[[Shape, Chip], Tile]
+    refuses: Callable[[Tile, Shape, Chip], str]
+    geometry: Callable[[Tile, Shape, Chip], Geometry]
+    options: tuple[str, ...] = ()
+    then_fp16: bool = False

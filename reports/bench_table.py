@@ -1,0 +1,120 @@
+"""What ``bench`` timed, as tables of text: a section for every shape and M, the fastest tile of every variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from apex4_probe.bench_records import Bench, Refusal
+from apex4_probe.deployment import GemmTiming
+from apex4_probe.reports import wording
+from apex4_probe.reports.tables import Column, Row, Table
+
+BASELINES = ("fp16", "fp8", "int8", "read")
+NAMES = {"fp16": "torch FP16", "fp8": "torch FP8", "int8": "torch INT8", "read": "pure read"}
+METHODS = {
+    "interleaved": "GEMMs, all candidates in turn",
+    "sustained": "GEMMs, each candidate back to back",
+}
+
+
+def bench_tables(bench: Bench) -> list[Table]:
+    """A table for every method that was used."""
+    found = dict.fromkeys(record.method for record in bench.records)
+    return [_table(bench, [r for r in bench.records if r.method == method], METHODS[method]) for method in found]
+
+
+def chain_table(bench: Bench) -> Table:
+    """The GEMMs of a transformer block in a row, with and without programmatic dependent launch."""
+    rows = tuple(
+        Row((
+            str(chain.m),
+            wording.number(chain.us),
+            wording.number(chain.us_pdl),
+            wording.number(chain.us - chain.us_pdl if chain.us_pdl else None),
+            wording.number(chain.us_fp16),
+            _times(chain.us_fp16 and chain.us_fp16 / min(chain.us, chain.us_pdl or chain.us)),
+        ))
+        for chain in bench.chains
+    )  # fmt: skip
+    columns = tuple(
+        Column(title, numeric=True) for title in ("M", "µs", "µs with PDL", "µs saved", "µs FP16", "× FP16")
+    )
+    links = dict.fromkeys(link for chain in bench.chains for link in chain.links)
+    caption = (
+        "The W4A8 GEMMs of one block, each behind the quantisation of its input, as one CUDA graph; PDL: programmatic "
+        f"dependent launch. Kernels: {'; '.join(wording.clean(link, 120) for link in links)}."
+    )
+    return Table("A transformer block in a row", columns, rows, caption)
+
+
+def refusals(bench: Bench) -> list[tuple[str, str]]:
+    """(candidate, why and where) for everything that has no time; the same reason at many sizes is told once."""
+    ordered = sorted(bench.refused, key=lambda item: (item.candidate, item.why))
+    return [
+        (wording.clean(candidate), f"{wording.prose(why)} ({_places(list(group))})")
+        for (candidate, why), group in groupby(ordered, key=lambda item: (item.candidate, item.why))
+    ]
+
+
+def fastest(records: Iterable[GemmTiming]) -> list[GemmTiming]:
+    """Of several tiles of one variant at one shape and M the fastest, in the order in which the variants came."""
+    best: dict[tuple[int, int, int, str, str], GemmTiming] = {}
+    for record in records:
+        key = (record.n, record.k, record.m, record.method, record.variant)
+        if key not in best or record.us < best[key].us:
+            best[key] = record
+    return list(best.values())
+
+
+def _table(bench: Bench, records: Sequence[GemmTiming], title: str) -> Table:
+    checked = any(record.exact is not None for record in records)
+    titles = ["µs", "spread", "T op/s", "GB/s", "of roof", "× FP16", "× FP8", "µs quantise", *["exact"] * checked]
+    columns = [Column("variant", name=True), Column("tile", name=True), *(Column(one, numeric=True) for one in titles)]
+    rows: list[Row] = []
+    for (n, k, m), group in groupby(fastest(records), key=lambda record: (record.n, record.k, record.m)):
+        cells = sorted(group, key=lambda record: (record.variant not in BASELINES, record.us))
+        rows.append(Row((f"{n} × {k}, M = {m}",), section=True))
+        rows += [Row(_cells(record, checked)) for record in cells]
+    return Table(title, tuple(columns), tuple(rows), _caption(bench))
+
+
+def _cells(record: GemmTiming, checked: bool) -> tuple[str, ...]:
+    name = NAMES.get(record.variant, wording.clean(record.variant))
+    version = f" {wording.clean(record.version)}" if record.version else ""
+    exact = {True: "yes", False: "NO", None: wording.ABSENT}[record.exact]
+    return (
+        name + version,
+        wording.clean(record.tile),
+        wording.number(record.us),
+        f"{record.spread:.1%}",
+        wording.number(record.tops),
+        wording.number(record.gb_per_s),
+        wording.ABSENT if record.roofline_fraction is None else f"{record.roofline_fraction:.0%}",
+        _times(record.speedup_fp16),
+        _times(record.speedup_fp8),
+        wording.number(record.us_quantise) if record.us_quantise else wording.ABSENT,
+        *([exact] * checked),
+    )
+
+
+def _caption(bench: Bench) -> str:
+    header = bench.header
+    return (
+        f"GPU time of one call in a CUDA graph, weights rotated over {header.rotate_bytes / 1e6:.0f} MB, random data, "
+        "median; spread is (90th - 10th percentile) / median. GEMM alone: quantising the activations comes on top and "
+        "stands in its own column. Of roof: the longer of memory and Tensor Core time at the rates measured here, over "
+        f"the time. torch {header.environment.torch or wording.ABSENT}; INT8 is torch._int_mm, INT32 out, scales not "
+        "applied; FP8 is torch._scaled_mm with a scale a row and BF16 out."
+    )
+
+
+def _times(value: float | None) -> str:
+    return wording.ABSENT if not value else f"{value:.2f}"
+
+
+def _places(group: Sequence[Refusal]) -> str:
+    sizes = sorted({item.m for item in group})
+    shapes = sorted({(item.n, item.k) for item in group})
+    where = ", ".join(f"{n} × {k}" for n, k in shapes[:4]) + (", …" if len(shapes) > 4 else "")
+    return f"{where}; M = {', '.join(str(m) for m in sizes)}"
