@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from apex4_probe.architecture import architecture
-from apex4_probe.bench_plan import BenchRequest, Plan, best_tiles, read
+from apex4_probe.bench_plan import BenchRequest, Plan, best_tiles, finalists, read
 from apex4_probe.bench_records import Bench, BenchHeader, ChainTiming, Refusal, bench_csv, bench_json
 from apex4_probe.checkout import commit
 from apex4_probe.deployment import GemmTiming, Measurement
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from apex4_probe.peers import Peer
 
 JSON, CSV, PLOT = "bench.json", "bench.csv", "bench.png"
+FOLDER = "apex4-bench-{device}-{date}"
 CHAIN_M = 64  # up to here a GEMM is so short that launching counts
+HEAT_ROUNDS, HEAT_MS = 3, 0.5  # of the tiles' first heat: it tells 5 % apart, the second one 1 %
 ROOF_SHARE, CHAIN_SHARE = 0.1, 0.95  # of the progress: where the ceilings are measured, where the chains begin
 OPERANDS: tuple[Operand, ...] = ("f16", "e4m3", "s8", "s4")
 
@@ -40,7 +42,7 @@ def bench_job(request: BenchRequest, out: str | None, *, display: Display) -> Be
     no partial file is left."""
     plan = read(request)
     gpu = the_gpu(request.device)
-    folder = choose(out, f"bench-{slug(gpu.device.name, gpu.device.mig)}", date.today())
+    folder = choose(out, slug(gpu.device.name, gpu.device.mig), date.today(), FOLDER)
     require_writable(folder)
     if gpu.busy:
         display.remark(f"Warning: {gpu.busy}.", style="yellow")
@@ -131,6 +133,12 @@ def _time_all(
             done = (place + number / len(plan.tokens)) / len(shapes)
             progress(f"{n} x {k}, M = {m}", ROOF_SHARE + (CHAIN_SHARE - ROOF_SHARE) * done)
             picks, why_not = plan.picks(n, k, m, chip(gpu.index))
+            if plan.tiles == "best":
+                heat = time_gemms(
+                    n, k, m, picks, (), device=gpu.index, buffers=buffers,
+                    rounds=HEAT_ROUNDS, graph_ms=HEAT_MS, refused=why_not.__setitem__,
+                )  # fmt: skip
+                picks = finalists(picks, heat)
             timed = time_gemms(
                 n,
                 k,

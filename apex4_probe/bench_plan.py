@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS = "1,8,16,64,256,1024,4096"
 MOST_SIZES = 64
+FINALISTS, FINAL_WITHIN = 3, 1.05  # of a variant's tiles, after a heat that tells 5 % apart
 Tiles = Literal["default", "best", "all"]
 METHODS: dict[str, tuple[Method, ...]] = {
     "interleaved": ("interleaved",),
@@ -88,6 +89,20 @@ def without_idle_tokens(tiles: Sequence[Tile], m: int) -> list[Tile]:
     held = {tile: dict(tile.parameters).get("tokens", 0) for tile in tiles}
     enough = min((tokens for tokens in held.values() if tokens >= m), default=None)
     return [tile for tile, tokens in held.items() if enough is None or tokens <= enough]
+
+
+def finalists(picks: Sequence[tuple[Variant, Tile]], heat: Iterable[GemmTiming]) -> list[tuple[Variant, Tile]]:
+    """Of each variant the tiles that a first heat found within FINAL_WITHIN of its fastest, FINALISTS at most."""
+    times: dict[str, dict[str, float]] = {}
+    for record in heat:
+        times.setdefault(record.variant, {})[record.tile] = record.us
+    kept = {
+        (variant, tile)
+        for variant, tiles in times.items()
+        for tile in sorted(tiles, key=lambda name: tiles[name])[:FINALISTS]
+        if tiles[tile] <= FINAL_WITHIN * min(tiles.values())
+    }
+    return [(variant, tile) for variant, tile in picks if (variant.name, tile.name) in kept]
 
 
 def best_tiles(records: Iterable[GemmTiming]) -> list[GemmTiming]:

@@ -20,9 +20,9 @@ def slug(device_name: str, mig: str | None = None) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", f"{name} {mig or ''}".lower()).strip("-.") or "gpu"
 
 
-def choose(template: str | None, device: str, today: date) -> Path:
+def choose(template: str | None, device: str, today: date, default: str = DEFAULT_TEMPLATE) -> Path:
     """The folder that ``--out`` names ({device} and {date} filled in), or one of our naming that does not exist yet."""
-    text = (template or DEFAULT_TEMPLATE).replace("{device}", device).replace("{date}", today.isoformat())
+    text = (template or default).replace("{device}", device).replace("{date}", today.isoformat())
     if template:
         return Path(text).expanduser()
     folder, counter = Path(text), 1

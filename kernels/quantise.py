@@ -43,7 +43,6 @@ WARP = 32
 CHUNK = 256  # k of a warp's load
 CTA_WARPS = 4  # rows shorter than this many warps share a CTA
 MOST_WARPS = 32  # of a CTA
-LONG_ROW_CHUNKS = 32  # K = 8192
 VECTORS = 4  # loads a thread has in flight: enough for the row to be in registers as early as memory allows
 # CUDA C++ Programming Guide, compute capabilities: from 8.0 on; warps are those of 8.6, 8.9 and 12.0.
 SM_PARTITIONS, PARTITION_REGISTERS, SM_WARPS = 4, 16384, 48
@@ -154,14 +153,12 @@ def _vectors(chunks: int, hadamard: int | None) -> tuple[int, int]:
     """Vectors of a thread, and the most chunks that a CTA holds at once.
 
     With a transform the row is in fp32. Four vectors are the fastest wherever warps can swap what lies between them
-    (they swap as many bits of K as the vectors of a thread have), but for long rows of blocks of 2048, which sixteen
-    hold without a swap (measured, H100: 80 against 89 us at M = 4096, K = 14336; eight take 104).
+    (they swap as many bits of K as the vectors of a thread have); eight take 9 to 32 % longer (measured, H100,
+    M = 4096, K = 4096 … 28672, blocks of 128 to 4096).
     """
     if hadamard is None:
         vectors = VECTORS if chunks <= MOST_WARPS // 2 * VECTORS else 2 * VECTORS
         return vectors, MOST_WARPS * 2 * VECTORS
-    if hadamard == 2 * VECTORS * CHUNK and chunks > LONG_ROW_CHUNKS:
-        return 4 * VECTORS, TRANSFORM_CHUNKS
     if hadamard <= VECTORS**2 * CHUNK:
         return VECTORS, TRANSFORM_CHUNKS
     return 2 * VECTORS if hadamard <= (2 * VECTORS) ** 2 * CHUNK else 4 * VECTORS, TRANSFORM_CHUNKS

@@ -16,7 +16,7 @@
 //   segments   a row of more than 32768 with Hadamard is transformed twice, once for its maximum, once for its codes;
 //              the second reading comes from L2
 //   registers  4 * VECTORS hold a row, with Hadamard 8 * VECTORS; with 24 and 32 more for all else (8 again for integer
-//              groups) an SM holds CTAS CTAs, e.g. 12 rows of 4096 or 3 of 14336, with Hadamard 8 to 10 or 2; asserted
+//              groups) an SM holds CTAS CTAs, e.g. 12 rows of 4096 or 3 of 14336, with Hadamard 8 or 2; asserted
 //              in tests/compile/test_quantise.py
 //   shared     2 bytes an element of the CTA's rows where warps swap, else next to nothing
 //   bound      memory: M * K * (2 + 1 or 1/2) bytes. 5 shuffles an element (32 lanes a clock and SM) are the Hadamard's

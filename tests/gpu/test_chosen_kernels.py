@@ -22,11 +22,14 @@ def names(timing: GemmTiming) -> tuple[str, str]:
 
 
 def everything(n: int, k: int, m: int, buffers: GemmBuffers, profile: Profile) -> list[GemmTiming]:
-    """Each legal tile of each variant, those that the profile chose whatever they are, FP16 and FP8."""
+    """Each legal tile of each variant for a packing that plans know, those that the profile chose whatever they are,
+    FP16 and FP8."""
     shape, here = Shape(m, n, k), chip(0)
+    packings = {(table.format, table.granularity) for table in profile.kernels}
     picks = {
         (variant.name, tile.name): (variant, tile)
         for variant in catalogue.VARIANTS
+        if (variant.format, variant.granularity) in packings
         for tile in without_idle_tokens([one for one in variant.tiles if not variant.refuses(one, shape, here)], m)
     }
     for timing in profile.gemm_timings:

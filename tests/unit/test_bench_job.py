@@ -229,6 +229,21 @@ def test_best_times_no_tile_that_holds_more_tokens_than_it_must_and_keeps_the_fa
     assert {r.variant for r in kept} == {r.variant for r in records}
 
 
+def test_a_first_heat_leaves_a_variant_the_tiles_near_its_fastest() -> None:
+    variant = catalogue.by_name("w4a8.small.channel")
+    picks = [(variant, tile) for tile in variant.tiles[:6]]
+    shares = (0.300, 0.290, 0.304, 0.310, 0.295, 0.280)  # 0.294 is 5 % above the last
+
+    def record(tile: str, share: float) -> Any:
+        return sample_record(4096, 4096, 1, (variant.name, "w4a8", "channel", tile, None, share))
+
+    heat = [record(tile.name, share) for (_, tile), share in zip(picks, shares, strict=True)]
+    assert bench_plan.finalists(picks, heat) == [picks[1], picks[5]]
+    near = [record(tile.name, 0.3) for _, tile in picks]
+    assert bench_plan.finalists(picks, near) == picks[: bench_plan.FINALISTS]
+    assert bench_plan.finalists(picks, heat[:1]) == picks[:1]  # what could not run in the heat does not run again
+
+
 def test_all_tiles_are_those_that_the_chip_can_run() -> None:
     plan = bench_plan.read(bench_plan.BenchRequest(variants="w4a8.mma.channel", tiles="all", tokens="64"))
     picks, refused = plan.picks(4096, 4096, 64, HOPPER)
