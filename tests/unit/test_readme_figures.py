@@ -57,6 +57,22 @@ def test_rates(rows: dict[str, list[str]], profile: Profile, label: str) -> None
         assert figure.peak_fraction == pytest.approx(int(share[1]) / 100, abs=0.006)
 
 
+TIMED = (("w4a8", "channel"), ("w4a8", "g128i"), ("w4a16", "g128"), ("fp8", None))
+
+
+@pytest.mark.parametrize("shape", ["6144 x 4096", "4096 x 4096", "28672 x 4096", "4096 x 14336"])
+def test_speedups_of_kernels(rows: dict[str, list[str]], profile: Profile, shape: str) -> None:
+    n, k = (int(number) for number in shape.split(" x "))
+
+    def us(m: int, format: str, granularity: str | None) -> float:
+        timings = [t for t in profile.gemm_timings if (t.n, t.k, t.m, t.format) == (n, k, m, format)]
+        return min(t.us for t in timings if granularity in (None, t.granularity))
+
+    for m, cell in zip((1, 16, 64, 2048), rows[shape], strict=True):
+        for shown, kind in zip(cell.split(" / "), TIMED, strict=True):
+            assert float(shown) == pytest.approx(us(m, "fp16", None) / us(m, *kind), abs=0.006)
+
+
 def test_a_hand_over_after_completion_costs_the_same_cycles_for_every_tile(profile: Profile) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     said = re.search(r"costs (\d+) cycles whatever the tile \(([\d, ]+) % for n = 256, 128, 64\)", text)
