@@ -53,7 +53,7 @@ def legal(variant: Variant, shape: Shape, chip: Chip) -> str:
 def safe_tile(variant: Variant, shape: Shape, chip: Chip) -> Tile:
     """The variant's default. Raises ApexError with the reason where none of its tiles runs the shape."""
     if reason := legal(variant, shape, chip):
-        raise ApexError(f"{variant.name} cannot run {_size(shape)} on {chip.target}: {reason}")
+        raise ApexError(f"{variant.name} cannot run {shape.text} on {chip.target}: {reason}")
     return variant.default(shape, chip)
 
 
@@ -65,7 +65,7 @@ def default_choice(format: Format, granularity: Granularity, shape: Shape, chip:
             return variant, variant.default(shape, chip)
         reasons[variant.name] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "the catalogue has none"
-    raise ApexError(f"no kernel for {format} {granularity} weights at {_size(shape)} on {chip.target} ({told})")
+    raise ApexError(f"no kernel for {format} {granularity} weights at {shape.text} on {chip.target} ({told})")
 
 
 def kernel(variant: Variant, tile: Tile, target: str, bf16: bool) -> Kernel:
@@ -76,14 +76,10 @@ def kernel(variant: Variant, tile: Tile, target: str, bf16: bool) -> Kernel:
         source=_text(variant.source),
         target=target,
         headers=tuple((name, _text(name)) for name in variant.headers),
-        options=(*(f"-D{name.upper()}={value}" for name, value in macros), *variant.options),
+        options=tuple(f"-D{name.upper()}={value}" for name, value in macros),
     )
 
 
 @cache
 def _text(name: str) -> str:
     return cuda_header(name)[1]
-
-
-def _size(shape: Shape) -> str:
-    return f"M = {shape.m}, N = {shape.n}, K = {shape.k}"
