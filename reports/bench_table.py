@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from apex4_probe.bench_records import Bench, Refusal
 from apex4_probe.deployment import GemmTiming
 from apex4_probe.reports import wording
 from apex4_probe.reports.tables import Column, Row, Table
+from apex4_probe.selection import best_tiles
 
 BASELINES = ("fp16", "fp8", "int8", "read")
 NAMES = {"fp16": "torch FP16", "fp8": "torch FP8", "int8": "torch INT8", "read": "pure read"}
@@ -57,16 +58,6 @@ def refusals(bench: Bench) -> list[tuple[str, str]]:
     ]
 
 
-def fastest(records: Iterable[GemmTiming]) -> list[GemmTiming]:
-    """Of several tiles of one variant at one shape and M the fastest, in the order in which the variants came."""
-    best: dict[tuple[int, int, int, str, str], GemmTiming] = {}
-    for record in records:
-        key = (record.n, record.k, record.m, record.method, record.variant)
-        if key not in best or record.us < best[key].us:
-            best[key] = record
-    return list(best.values())
-
-
 def _variant(link: str) -> str:
     """Of "6144 x 4096 w4a8.small.channel rows=32,…"."""
     return " ".join(link.split(" ")[3:4])
@@ -78,7 +69,7 @@ def _table(bench: Bench, records: Sequence[GemmTiming], title: str, tiles: bool)
     names = ("variant", "tile") if tiles else ("variant",)
     columns = [*(Column(name, name=True) for name in names), *(Column(one, numeric=True) for one in titles)]
     rows: list[Row] = []
-    for (n, k, m), group in groupby(fastest(records), key=lambda record: (record.n, record.k, record.m)):
+    for (n, k, m), group in groupby(best_tiles(records), key=lambda record: (record.n, record.k, record.m)):
         cells = sorted(group, key=lambda record: (record.variant not in BASELINES, record.us))
         rows.append(Row((f"{n} × {k}, M = {m}",), section=True))
         rows += [Row((*_names(record, tiles), *_figures(record, checked))) for record in cells]

@@ -10,8 +10,9 @@ from sample_bench import SHAPES, sample_bench
 
 from apex4_probe.reports import figure_style
 from apex4_probe.reports.bench_plot import bench_figure, curves, label
-from apex4_probe.reports.bench_table import bench_tables, chain_table, fastest, refusals
+from apex4_probe.reports.bench_table import bench_tables, chain_table, refusals
 from apex4_probe.reports.bench_terminal import print_bench
+from apex4_probe.selection import best_tiles
 
 
 def printed(width: int, bench: object = None) -> str:
@@ -55,7 +56,7 @@ def test_where_there_is_no_room_for_tiles_every_row_is_one_line() -> None:
 
 
 def test_of_a_variant_s_tiles_the_fastest_is_shown() -> None:
-    shown = fastest(sample_bench().records)
+    shown = best_tiles(sample_bench().records)
     assert [record.tile for record in shown if record.variant == "w4a8.small.channel"] == ["rows=32,warps=16"] * 6
 
 
