@@ -162,7 +162,7 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
         strategy=strategy,
         description=f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, K split over its warps; {scales}",
         source="w4a8_small.cu",
-        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "widen.cuh"),
+        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "widen.cuh", "weight_ring.cuh"),
         macros=(("GROUPED", int(grouped)),),
         tiles=_tiles(),
         default=lambda shape, chip: _default(granularity, shape, chip),
