@@ -1,9 +1,12 @@
 // W4A8 for 1 … 64 tokens: out[m, n] = x_scale[m] * row_scale[n] * sum_k x[m, k] * w[n, k] + bias[n]. Bound: reading w.
 //
-// Weights are the MMA's operand A (16 rows a tile), tokens its n = 8. A CTA owns ROWS whole rows of W, then its next
-// ROWS; nothing is split between CTAs, and INT32 sums do not depend on order: the same bits every time.
+// Weights are the MMA's operand A (16 rows a tile), tokens its n = 8. A CTA, or a cluster of them, owns ROWS whole rows
+// of W, then its next ROWS. INT32 sums do not depend on order: the same bits every time.
 //   WARPS      ROW_WARPS of them side by side over the rows, K split over the others: block kb of 128 belongs to warp
 //              kb mod K_WARPS
+//   CLUSTER    CTAs that split K too, kb mod (CLUSTER * K_WARPS): each fetches its share of the activations alone, where
+//              CTAs with rows of their own fetch them all, of 64 tokens twice the bytes of 64 rows. In the end each
+//              writes every CLUSTER-th token and reads the others' sums of it in their shared memory. No workspace
 //   STAGES     of each warp's own ring. It refills a stage as soon as it has multiplied it and waits for no other warp
 //              until a row group ends and the sums are added in shared memory; by then the next group is on its way.
 //              On an H100 about 64 KB in flight an SM are best
@@ -19,45 +22,23 @@
 //
 // The ring is filled by cp.async.bulk from sm_90 on: one lane requests, an mbarrier a stage counts bytes. Before, all
 // lanes copy 16 bytes at a time by cp.async. One CTA an SM; registers a thread: ROWS / ROW_WARPS * TOKENS / 32
-// accumulators and some 70. Launched as a dependent, the kernel requests weights while its predecessor still runs.
+// accumulators and 70 to 110. Launched as a dependent, the kernel requests weights while its predecessor still runs.
 // weights, x and row_scale need 16-byte alignment, bias and out 8; weights and x are fetched fast at 128.
 #include "mma.cuh"
 #include "async_copy.cuh"
+#include "cluster.cuh"
 #include "output.cuh"
 #include "widen.cuh"
 
 constexpr int THREADS = 32 * WARPS, K_WARPS = WARPS / ROW_WARPS;
+constexpr int K_SHARES = CLUSTER * K_WARPS;
 constexpr int TILES = ROWS / 16 / ROW_WARPS;  // of 16 rows, a warp
 constexpr int TOKEN_TILES = TOKENS / 8;
 constexpr bool OWN_X = STAGED_X && ROW_WARPS == 1, SHARED_X = STAGED_X && ROW_WARPS > 1;
 static_assert(ROWS % (16 * ROW_WARPS) == 0 && WARPS % ROW_WARPS == 0 && TOKENS % 8 == 0, "");
 static_assert(!SHARED_X || STAGES > 2, "");  // a shared stage is refilled one step late
 
-// kernels/formats.py: a block of 128 k is two tiles' nibbles, then their scale words; of activations 1024 bytes a tile.
-constexpr int NIBBLES = 1024, SCALES = GROUPED ? 32 : 0, BLOCK = 2 * (NIBBLES + SCALES), X_TILE = 1024;
-constexpr int X_STAGE = TOKEN_TILES * X_TILE;
-
-// A bulk copy is fast if source and destination lie alike within 128 bytes; otherwise a line is written in two parts:
-// on an H100 g128i took up to 1.4 times as long for 64 tokens. Every second block of g128i, 33 times 64 bytes, begins
-// in the middle of a line of W, and therefore in the middle of one of its stage. A stage's further blocks lie as its
-// first does, which is right where K / 128 is even.
-constexpr int LINE = 128, MOST_SKEW = GROUPED ? LINE / 2 : 0;
-static __device__ constexpr int skew_of(u32 block_index) { return block_index % 2 * MOST_SKEW; }
-static __device__ constexpr int whole_lines(int bytes) { return (bytes + LINE - 1) / LINE * LINE; }
-
-// A stage holds whole blocks as they lie in memory; with an odd number of tiles all nibbles, then all scales.
-constexpr bool WHOLE_BLOCKS = TILES % 2 == 0;
-constexpr int BLOCK_STRIDE = whole_lines(BLOCK + MOST_SKEW);
-constexpr int X_OFFSET =
-    WHOLE_BLOCKS ? TILES / 2 * BLOCK_STRIDE : whole_lines(TILES * (NIBBLES + SCALES) + MOST_SKEW);
-constexpr int STAGE = X_OFFSET + OWN_X * X_STAGE;
-static_assert(STAGE % LINE == 0 && X_OFFSET % LINE == 0 && X_TILE % LINE == 0, "");
-static __device__ constexpr int nibbles_of(int tile) {
-  return WHOLE_BLOCKS ? tile / 2 * BLOCK_STRIDE + tile % 2 * NIBBLES : tile * NIBBLES;
-}
-static __device__ constexpr int scales_of(int tile) {
-  return WHOLE_BLOCKS ? tile / 2 * BLOCK_STRIDE + 2 * NIBBLES + tile % 2 * SCALES : TILES * NIBBLES + tile * SCALES;
-}
+#include "weight_ring.cuh"
 
 // Sums of the K warps: [COPIES][TOKENS][ROWS + 4], the 4 against bank conflicts. Two warps share a copy, one after the
 // other, where a copy is large.
@@ -72,104 +53,6 @@ constexpr int SUMS_AT = X_RING_AT + SHARED_X * K_WARPS * STAGES * X_STAGE;
 constexpr int TOKEN_AT = SUMS_AT + COPIES * COPY_WORDS * 4;  // x_scale, x_sum
 constexpr int BARRIERS_AT = TOKEN_AT + TOKENS * 8;           // of the warps' stages; full and empty ones of shared X
 constexpr int SHARED_BYTES = BARRIERS_AT + (WARPS + SHARED_X * 2 * K_WARPS) * STAGES * 8;
-
-#if __CUDA_ARCH__ >= 900
-// One lane requests; the phase of a stage's barrier ends when all announced bytes have landed.
-struct Ring {
-  u32 barriers;
-
-  static __device__ bool requests(int lane) { return lane == 0; }
-  __device__ void init() const {
-    for (int stage = 0; stage < STAGES; stage++) mbarrier_init(barriers + 8 * stage, 1);
-    mbarrier_init_fence();
-  }
-  __device__ void announce(int stage, int bytes) const { mbarrier_arrive_expect(barriers + 8 * stage, bytes); }
-  template <int most>
-  __device__ void copy(int stage, u32 to, const u8* from, int bytes, u64 policy) const {
-    bulk_copy(to, from, bytes, barriers + 8 * stage, policy);
-  }
-  template <int most>
-  __device__ void copy(int stage, u32 to, const u8* from, int bytes) const {
-    bulk_copy(to, from, bytes, barriers + 8 * stage);
-  }
-  __device__ void commit() const {}
-  __device__ void wait(int stage, u32 parity) const { mbarrier_wait(barriers + 8 * stage, parity); }
-};
-#else
-// All lanes request, 16 bytes each; a step commits one group, empty or not, so that counting groups counts steps.
-struct Ring {
-  static_assert(!SHARED_X, "warps share activations by means of mbarriers");
-  u32 barriers;
-
-  static __device__ bool requests(int) { return true; }
-  __device__ void init() const {}
-  __device__ void announce(int, int) const {}
-  template <int most>
-  __device__ void copy(int, u32 to, const u8* from, int bytes, u64 policy) const {
-#pragma unroll
-    for (int at = 0; at < most; at += 512) {
-      const int mine = at + 16 * (threadIdx.x % 32);
-      if (mine < bytes) copy_16_async(to + mine, from + mine, policy);
-    }
-  }
-  template <int most>
-  __device__ void copy(int, u32 to, const u8* from, int bytes) const {
-#pragma unroll
-    for (int at = 0; at < most; at += 512) {
-      const int mine = at + 16 * (threadIdx.x % 32);
-      if (mine < bytes) copy_16_async(to + mine, from + mine);
-    }
-  }
-  __device__ void commit() const { copy_commit(); }
-  __device__ void wait(int, u32) const {
-    copy_wait<STAGES - 1>();
-    __syncwarp();
-  }
-};
-#endif
-
-static __device__ int first_tile(int group, int row_warp) { return group * (ROWS / 16) + row_warp * TILES; }
-static __device__ u32 first_block(int group, int row_warp, int k_warp, int k_blocks) {
-  return first_tile(group, row_warp) / 2 * k_blocks + k_warp;
-}
-
-// Where a warp's tiles lie in the packed weights: block of K by block of K, row group by row group.
-struct WeightCursor {
-  u32 index;  // of the block that holds the warp's first tile
-  int odd;    // whether that tile is the second of its block
-  int tiles;  // fewer than TILES, or none, at the end of W
-  int group, step;
-
-  __device__ void enter(int row_warp, int k_warp, int k_blocks, int n) {
-    const int first = first_tile(group, row_warp);
-    index = first_block(group, row_warp, k_warp, k_blocks);
-    odd = WHOLE_BLOCKS ? 0 : first % 2;
-    tiles = min(max(n / 16 - first, 0), TILES);
-    step = 0;
-  }
-
-  __device__ void request(const Ring& ring, int stage, u32 to, const u8* weights, u64 row_block, u64 policy) const {
-    const u8* block = weights + (u64)index * BLOCK;
-    to += skew_of(index);
-    if constexpr (WHOLE_BLOCKS) {
-#pragma unroll
-      for (int b = 0; b < TILES / 2; b++)
-        if (2 * b < tiles) ring.copy<BLOCK>(stage, to + b * BLOCK_STRIDE, block + b * row_block, BLOCK, policy);
-    } else {
-#pragma unroll
-      for (int b = 0; b <= TILES / 2; b++) {
-        const int begin = max(2 * b - odd, 0), end = min(2 * b - odd + 2, tiles), count = end - begin;
-        const int skipped = begin - (2 * b - odd);
-        const u8* from = block + b * row_block;
-        if (count <= 0) continue;
-        ring.copy<2 * NIBBLES>(stage, to + nibbles_of(begin), from + skipped * NIBBLES, count * NIBBLES, policy);
-        if (GROUPED)
-          ring.copy<2 * SCALES>(stage, to + scales_of(begin), from + 2 * NIBBLES + skipped * SCALES, count * SCALES,
-                                policy);
-      }
-    }
-  }
-};
 
 #if GROUPED
 using Group = IntegerGroup;
@@ -193,6 +76,10 @@ static __device__ __forceinline__ void widen(const uint4& w, const Group& group,
   widen(w.y, group, a[0][2], a[0][3]);
   widen(w.z, group, a[1][0], a[1][1]);
   widen(w.w, group, a[1][2], a[1][3]);
+}
+
+static __device__ __forceinline__ uint4 operator+(const uint4& a, const uint4& b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
 }
 
 // What a thread does when the sums are complete: four rows (all in W, or none) of every TOKENS_AT_ONCE-th token.
@@ -225,15 +112,16 @@ static __device__ __forceinline__ int thread_index_again() {
   return index;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void CLUSTER_OF_CTAS __launch_bounds__(THREADS, 1)
 gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scale, const int* x_sum, const Out* bias,
      Out* out, u8*, int m, int n, int k) {
   extern __shared__ __align__(128) u8 shared[];
   const int thread = threadIdx.x, lane = thread % 32, g = lane / 4, c = lane % 4;
   const int warp = __shfl_sync(~0u, thread / 32, 0);  // uniform, and the compiler knows
   const int k_warp = warp % K_WARPS, row_warp = warp / K_WARPS;
+  const int rank = blockIdx.x % CLUSTER, k_share = rank * K_WARPS + k_warp;
   const int k_blocks = k / 128, groups = (n + ROWS - 1) / ROWS;
-  const int steps = (k_blocks - k_warp + K_WARPS - 1) / K_WARPS;  // of this warp in a row group; may be none
+  const int steps = (k_blocks - k_share + K_SHARES - 1) / K_SHARES;  // of this warp in a row group; may be none
   const u64 row_block = (u64)k_blocks * BLOCK;
   const u64 policy = evict_first_policy();
 
@@ -260,8 +148,8 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   __syncwarp();  // one lane initialises and requests; compute-sanitizer's racecheck warns of it without a barrier
   const int x_block = (m + 7) / 8 * X_TILE;  // bytes of 128 k of x
   WeightCursor next{};
-  next.group = blockIdx.x;
-  next.enter(row_warp, k_warp, k_blocks, n);
+  next.group = blockIdx.x / CLUSTER;
+  next.enter(row_warp, k_share, k_blocks, n);
   const auto request_weights = [&](int stage) {
     const bool wanted = next.group < groups && next.step < steps;
     if (wanted) {
@@ -269,10 +157,10 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
         ring.announce(stage, next.tiles * (NIBBLES + SCALES) + (OWN_X ? x_block : 0));
         next.request(ring, stage, shared_address(stages + stage * STAGE), weights, row_block, policy);
       }
-      next.index += K_WARPS;
+      next.index += K_SHARES;
       if (++next.step == steps) {
-        next.group += gridDim.x;
-        next.enter(row_warp, k_warp, k_blocks, n);
+        next.group += gridDim.x / CLUSTER;
+        next.enter(row_warp, k_share, k_blocks, n);
       }
     }
     if (!OWN_X) ring.commit();
@@ -288,7 +176,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   int x_step = 0;  // every row group has the same activations
   const auto request_x = [&](int stage, bool wanted) {
     if (wanted) {
-      const u8* from = x + (u32)((k_warp + x_step * K_WARPS) * x_block);
+      const u8* from = x + (u32)((k_share + x_step * K_SHARES) * x_block);
       const u32 to = shared_address(x_stages + stage * X_STRIDE);
       if (OWN_X && requests) ring.copy<X_STAGE>(stage, to, from, x_block);
 #if __CUDA_ARCH__ >= 900
@@ -313,7 +201,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
     x_at[t] = token / 8 * X_TILE + token % 8 * 64 + c * 16;
   }
   const auto load_x = [&](int step) {
-    const u8* from = x + (u32)((k_warp + step * K_WARPS) * x_block);
+    const u8* from = x + (u32)((k_share + step * K_SHARES) * x_block);
 #pragma unroll
     for (int t = 0; t < TOKEN_TILES; t++)
 #pragma unroll
@@ -331,7 +219,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   u32 parity = 0;
   bool owed = false;  // shared X: the stage before has weights for its next use, but not yet activations
 #pragma unroll 1
-  for (int group = blockIdx.x; group < groups; group += gridDim.x) {
+  for (int group = blockIdx.x / CLUSTER; group < groups; group += gridDim.x / CLUSTER) {
     RowScales rows{};
     if (LOAD_ROWS_LATE) {
       if (const Share share(thread, group, m, n); share.exists) prefetch_l2(row_scale + share.row);
@@ -339,7 +227,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       rows = RowScales::load(Share(thread, group, m, n), row_scale, bias);
     }
     u32 acc[TILES][TOKEN_TILES][4]{};
-    const u32 index = first_block(group, row_warp, k_warp, k_blocks);
+    const u32 index = first_block(group, row_warp, k_share, k_blocks);
 
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -353,8 +241,8 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       if (SHARED_X) mbarrier_wait(x_full + 8 * stage, parity);
 #endif
       ring.wait(stage, parity);
-      const u8* w = stages + stage * STAGE + skew_of(index + step * K_WARPS);
-#pragma unroll
+      const u8* w = stages + stage * STAGE + skew_of(index + step * K_SHARES);
+#pragma unroll(TILES < 5 ? 2 : 1)  // what both halves need at once, five tiles have no registers for
       for (int half = 0; half < 2; half++) {
         u32 a[TILES][2][4];
 #pragma unroll
@@ -387,7 +275,10 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       if (++stage == STAGES) stage = 0, parity ^= 1;
     }
 
-    if (group != (int)blockIdx.x) __syncthreads();  // the sums of the row group before have been read
+    if (group != (int)(blockIdx.x / CLUSTER)) {  // the sums of the row group before have been read
+      if (CLUSTER > 1) cluster_wait();
+      else __syncthreads();
+    }
     const int again = thread_index_again();
     const Share share(again, group, m, n);
     if (LOAD_ROWS_LATE) rows = RowScales::load(share, row_scale, bias);
@@ -407,14 +298,41 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
     };
     const bool wanted = TOKEN_TILES > 1 || 2 * c < m;
     if (k_warp < COPIES && wanted) put(false);
-    __syncthreads();
     if constexpr (COPIES < K_WARPS) {
-      if (k_warp >= COPIES) put(true);
       __syncthreads();
+      if (k_warp >= COPIES) put(true);
+    }
+    if (CLUSTER > 1) cluster_arrive(), cluster_wait();
+    else __syncthreads();
+
+    if constexpr (CLUSTER > 1) {
+      // The others' sums of what this thread writes, all loads before the first use: their way is long.
+      constexpr int MOST = (TOKENS / CLUSTER + Share::TOKENS_AT_ONCE - 1) / Share::TOKENS_AT_ONCE;
+      constexpr int TOKEN_STEP = Share::TOKENS_AT_ONCE * CLUSTER;
+      const int token = share.token * CLUSTER + rank, tokens = share.exists ? m - token : 0;
+      u32* const first = sums + token * ROW_STRIDE + share.row % ROWS;
+      uint4 theirs[MOST]{};
+#pragma unroll
+      for (int other = 1; other < CLUSTER; other++) {
+        const u32 there = address_in_cta(shared_address(first), (rank + other) % CLUSTER);
+#pragma unroll
+        for (int copy = 0; copy < COPIES; copy++)
+#pragma unroll
+          for (int i = 0; i < MOST; i++)
+            if (i * TOKEN_STEP < tokens)
+              theirs[i] = theirs[i] + load_from_cluster(there + (copy * COPY_WORDS + i * TOKEN_STEP * ROW_STRIDE) * 4);
+      }
+#pragma unroll
+      for (int i = 0; i < MOST; i++)
+        if (i * TOKEN_STEP < tokens) {
+          uint4* const own = reinterpret_cast<uint4*>(first + i * TOKEN_STEP * ROW_STRIDE);
+          *own = *own + theirs[i];
+        }
+      cluster_arrive_read();
     }
     if (share.exists) {
       const Widened w = GROUPED ? Widened::grouped() : Widened::in_place(share.row & 8);
-      for (int token = share.token; token < m; token += Share::TOKENS_AT_ONCE) {
+      for (int token = share.token * CLUSTER + rank; token < m; token += Share::TOKENS_AT_ONCE * CLUSTER) {
         const u32 offset = token_sum[token] << w.offset_shift;
         u32 sum[4] = {0u - offset, 0u - offset, 0u - offset, 0u - offset};
 #pragma unroll
@@ -432,4 +350,5 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       }
     }
   }
+  if (CLUSTER > 1) cluster_wait();  // others may still read here
 }

@@ -12,7 +12,7 @@ from apex4_probe.kernels import catalogue, sass
 from apex4_probe.kernels.compile import compile_kernel
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
-from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, rounds, shared_bytes
+from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, cluster_size, rounds, shared_bytes
 
 CHIPS = {
     "sm_80": Chip("8.0", "sm_80", 108, 163 * 1024),
@@ -24,6 +24,7 @@ CHIPS = {
 }
 H100 = CHIPS["sm_90a"]
 REGISTERS_PER_SM = 65536
+FIVE_TILES = 5  # a warp: so many that the source rolls the loop over the halves of a block
 CHANNEL, G128I = VARIANTS
 TILES = CHANNEL.tiles
 
@@ -34,7 +35,7 @@ def legal_tiles(variant: Variant, chip: Chip) -> list[Tile]:
 
 def tile_of(**wanted: int) -> Tile:
     """The first tile of the space with these parameters."""
-    return next(tile for tile in TILES if all(tile[name] == value for name, value in wanted.items()))
+    return next(tile for tile in TILES if wanted.items() <= dict(tile.parameters).items())
 
 
 def warp_tiles(tile: Tile) -> int:
@@ -58,26 +59,34 @@ def check(variant: Variant, tile: Tile, chip: Chip) -> None:
     warps_per_scheduler = -(-tile["warps"] // 4)
     assert warps_per_scheduler * 32 * (-(-registers // 8) * 8) <= REGISTERS_PER_SM // 4, what
 
-    loop = code.count(code.hot_loop("IMMA"))
+    inner = code.hot_loop("IMMA")
+    loop = code.count(inner)
     tiles, token_tiles = warp_tiles(tile), tile["tokens"] // TOKEN_TILE
-    assert sass.matching(loop, r"IMMA\.16832\.U8\.S8") == sass.matching(loop, "IMMA") == 4 * tiles * token_tiles, what
-    # Conflict-free 16-byte accesses: two of each tile of weights and, staged, of each tile of tokens.
-    assert loop["LDS.128"] == 2 * tiles + 2 * token_tiles * tile["staged_x"], what
-    assert sass.matching(loop, r"LDG\..*128") == 2 * token_tiles * (1 - tile["staged_x"]), what
+    halves = 2 if tiles < FIVE_TILES else 1  # of a block of K, one after the other
+    assert sass.matching(loop, r"IMMA\.16832\.U8\.S8") == 2 * halves * tiles * token_tiles, what
+    assert sass.matching(loop, r"IMMA\.16832\.U8\.S8") == sass.matching(loop, "IMMA"), what
+    # Conflict-free 16-byte accesses: one of each tile of weights and, staged, of each tile of tokens, a half.
+    assert loop["LDS.128"] == halves * (tiles + token_tiles * tile["staged_x"]), what
+    assert sass.matching(loop, r"LDG\..*128") == halves * token_tiles * (1 - tile["staged_x"]), what
     # Two instructions widen a word of eight weights, with group scales a shift and two IMAD more.
-    words, grouped = 8 * tiles, variant is G128I
+    words, grouped = 4 * halves * tiles, variant is G128I
     assert 2 * words <= loop["LOP3.LUT"] <= 2 * words + 40, what
     if chip is H100:
         work = (
-            4 * tiles * token_tiles + 2 * tiles + 2 * token_tiles + words * (5 if grouped else 2) + 5 * tiles * grouped
+            halves * (2 * tiles * token_tiles + tiles + token_tiles)
+            + words * (5 if grouped else 2)
+            + 5 * tiles * grouped
         )
         # Beside it a step waits, counts and requests a stage, most of that one lane's; odd tiles are fetched in pieces,
         # shared activations have barriers of their own, every second block with group scales lies half a line on.
         pieces = (tiles + 1) // 2 if tiles % 2 else 0
         allowed = 110 + 40 * pieces + 90 * (tile["row_warps"] > 1) + 8 * grouped
-        assert len(code.hot_loop("IMMA")) <= work + allowed, what
-    bulk = sass.matching(loop, "UBLKCP")
-    assert (bulk > 0, sass.matching(loop, "LDGSTS") > 0) == (chip.version >= (9, 0), chip.version < (9, 0)), what
+        assert len(inner) <= work + allowed, what
+    everything = code.count(code.instructions)
+    copies = [sass.matching(loop if halves == 2 else everything, opcode) > 0 for opcode in ("UBLKCP", "LDGSTS")]
+    assert copies == [chip.version >= (9, 0), chip.version < (9, 0)], what
+    # In a cluster all threads meet twice a row group, once behind a fence.
+    assert sass.matching(everything, "UCGABAR_ARV") == (2 if cluster_size(tile) > 1 else 0), what
 
 
 @pytest.mark.slow
@@ -123,7 +132,7 @@ def test_dependent_launch_requests_weights_before_it_waits_and_reads_activations
 
 def test_g128i_has_room_for_its_scales_and_to_begin_in_the_middle_of_a_line() -> None:
     """A tile's scales are 32 bytes, a block begins up to 64 further on, stages are multiples of 128."""
-    more_a_stage = {1: 128, 2: 128, 3: 256, 4: 256, 7: 384}
+    more_a_stage = {1: 128, 2: 128, 3: 256, 4: 256, 5: 256, 7: 384}
     for tile in TILES:
         more = more_a_stage[warp_tiles(tile)] * tile["warps"] * tile["stages"]
         assert shared_bytes(tile, "g128i") - shared_bytes(tile, "channel") == more
@@ -131,15 +140,17 @@ def test_g128i_has_room_for_its_scales_and_to_begin_in_the_middle_of_a_line() ->
 
 def blocks_of(tile: Tile, n: int, k: int, grid: int) -> list[tuple[int, int]]:
     """(row tile, block of K) in the order in which the CTAs' warps walk over them, as the source's loops do."""
-    k_warps = tile["warps"] // tile["row_warps"]
+    k_warps, cluster = tile["warps"] // tile["row_warps"], cluster_size(tile)
     walked = []
     for cta in range(grid):
-        for group in range(cta, -(-n // tile["rows"]), grid):
+        for group in range(cta // cluster, -(-n // tile["rows"]), grid // cluster):
             for warp in range(tile["warps"]):
                 row_warp, k_warp = divmod(warp, k_warps)
+                k_share = cta % cluster * k_warps + k_warp
                 first = group * (tile["rows"] // TILE_ROWS) + row_warp * warp_tiles(tile)
                 tiles = min(max(n // TILE_ROWS - first, 0), warp_tiles(tile))
-                walked += [(first + t, kb) for kb in range(k_warp, k // BLOCK_K, k_warps) for t in range(tiles)]
+                blocks = range(k_share, k // BLOCK_K, cluster * k_warps)
+                walked += [(first + t, kb) for kb in blocks for t in range(tiles)]
     return walked
 
 
@@ -150,6 +161,7 @@ def test_every_block_is_multiplied_once(n: int, k: int) -> None:
     for tile in TILES:
         grid, _, _ = CHANNEL.geometry(tile, Shape(1, n, k), H100).grid
         assert 1 <= grid <= H100.sm_count
+        assert grid % cluster_size(tile) == 0
         assert sorted(blocks_of(tile, n, k, grid)) == everything
 
 
@@ -158,6 +170,7 @@ def test_a_tile_holds_together(tile: Tile) -> None:
     """What the source needs of its macros, and a thread at least for every four rows of a token."""
     assert tile["rows"] % (TILE_ROWS * tile["row_warps"]) == 0
     assert tile["warps"] % tile["row_warps"] == 0
+    assert tile["tokens"] % cluster_size(tile) == 0
     assert tile["rows"] // 4 <= 32 * tile["warps"] <= 1024
     assert tile["stages"] >= 2 + (tile["row_warps"] > 1)
     assert tile["staged_x"] or tile["tokens"] <= 16
@@ -188,9 +201,13 @@ def test_default_loads_the_sms_evenly_for_any_n(variant: Variant, target: str) -
         (4096, 4096, 1, 32, 128),
         (6144, 4096, 1, 48, 128),  # 192 blocks of 32 rows would leave 36 of 132 SMs idle
         (28672, 4096, 8, 32, 128),
-        (4096, 14336, 64, 32, 128),
+        (4096, 4096, 64, 64, 128),  # two CTAs share 64 rows, so that each fetches half of the activations
+        (6144, 4096, 64, 96, 128),
+        (4096, 14336, 64, 64, 128),
+        (8192, 28672, 64, 128, 128),
+        (8448, 4096, 64, 128, 132),
+        (8960, 4096, 64, 160, 112),  # 140 row groups of 64 rows would take 132 SMs two rounds
         (28672, 4096, 64, 256, 112),  # activations are fetched once a row group, so wide ones where tokens are many
-        (8192, 28672, 64, 64, 128),
         (57344, 8192, 64, 256, 112),
     ],
 )
@@ -214,6 +231,7 @@ def test_default_holds_m_and_no_more_than_needed() -> None:
         (tile_of(tokens=8), Shape(1, 4112, 4096), H100, "N = 4112 is no multiple of 32"),
         (tile_of(tokens=8), Shape(1, 4096, 4096), Chip("7.5", "sm_75", 40, 65536), "capability 7.5 has no INT8 MMA"),
         (tile_of(row_warps=7), Shape(1, 4096, 4096), CHIPS["sm_80"], "several row warps need compute capability 9.0"),
+        (tile_of(row_warps=1, cluster=2), Shape(1, 4096, 4096), CHIPS["sm_89"], "clusters need compute capability 9.0"),
         (tile_of(tokens=64, warps=8), Shape(1, 4096, 4096), CHIPS["sm_86"], "needs 201344 bytes of shared memory"),
     ],
 )

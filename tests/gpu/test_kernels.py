@@ -32,6 +32,7 @@ RANDOM_CASES = 200
 BF16_EVERY = 6  # w4a8 tiles that are compiled for bf16 too: only the last instruction of a kernel differs
 LARGEST_RANDOM = 1 << 32  # M * N * K of a random case, for the reference's sake
 ROW_BLOCKS = 12  # of a large weight that the reference multiplies
+MANY_ROWS_TOKENS = 128  # the most with which N is as large as it takes to keep every SM busy twice
 SPARE = 5  # tokens behind the output that must stay untouched
 
 # N x K as they run, qkv and gate_up fused: Llama-2-7B and 13B; Llama-3-8B, which is Mistral-7B's too, and 70B;
@@ -186,6 +187,22 @@ def test_every_tile_for_every_number_of_tokens(variant: Variant) -> None:
     assert seen == set(tiles_here(variant))
 
 
+@EACH
+def test_every_tile_with_more_rows_than_the_sms_hold_at_once(variant: Variant) -> None:
+    """What a CTA, or a cluster of two, keeps from its first row group must not reach the next; the last is short."""
+    most = max(dict(tile.parameters).get("rows", 0) for tile in variant.tiles)
+    n, k = most * chip(DEVICE).sm_count + 32, 384
+    packed = random_packed(n, k, variant.format, variant.granularity, "cuda", generator(n))
+    for m in legal_tokens(variant, n, k):
+        if m > MANY_ROWS_TOKENS:
+            continue
+        x = normal(m, k, seed=m)
+        wanted, ready = expected(variant, x, packed, None), operands(x, packed)
+        for tile in legal_tiles(variant, m, n, k):
+            y = launched_twice(ready, packed, (variant, tile), None, m, x.dtype)
+            wanted.check(y, f"{variant.name} {tile.name}, M = {m}, N = {n}, K = {k}")
+
+
 @dataclass(frozen=True)
 class Case:
     n: int
@@ -303,26 +320,28 @@ def test_a_token_that_is_not_finite_spoils_itself_alone(variant: Variant) -> Non
     assert not y[[1, 3]].isfinite().any()
 
 
+@pytest.mark.parametrize("m", [16, 64])
 @EACH
-def test_a_captured_call_replays_with_new_activations(variant: Variant) -> None:
+def test_a_captured_call_replays_with_new_activations(variant: Variant, m: int) -> None:
     packed = random_packed(416, 1024, variant.format, variant.granularity, "cuda", generator(5))
-    x, bias = normal(16, 1024, seed=6), normal(416, seed=7)
+    x, bias = normal(m, 1024, seed=6), normal(416, seed=7)
     apex.linear(x, packed, bias, variant=variant)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = apex.linear(x, packed, bias, variant=variant)
     for seed in (8, 9):
-        x.copy_(normal(16, 1024, seed=seed))
+        x.copy_(normal(m, 1024, seed=seed))
         captured.fill_(torch.nan)
         graph.replay()
         assert torch.equal(captured, apex.linear(x, packed, bias, variant=variant))
 
 
+@pytest.mark.parametrize("m", [8, 64])
 @EACH
-def test_a_chain_with_programmatic_dependent_launch_computes_the_same(variant: Variant) -> None:
+def test_a_chain_with_programmatic_dependent_launch_computes_the_same(variant: Variant, m: int) -> None:
     n = k = 1024
-    start = normal(8, k, seed=10)
-    tile = catalogue.safe_tile(variant, Shape(8, n, k), chip(DEVICE))
+    start = normal(m, k, seed=10)
+    tile = catalogue.safe_tile(variant, Shape(m, n, k), chip(DEVICE))
     plain, weights = [start], []
     for seed in range(12):
         packed = random_packed(n, k, variant.format, variant.granularity, "cuda", generator(seed))
