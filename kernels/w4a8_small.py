@@ -1,8 +1,7 @@
 """W4A8 for 1 … 64 tokens: the catalogue's records of ``cuda/w4a8_small.cu``, their tile space and launch geometry.
 
 Tile parameters (the source's header explains them): ``rows`` of W and ``tokens`` a CTA holds, ``warps``, of which
-``row_warps`` lie side by side over the rows and the others split K, ``stages`` of a warp's ring, ``staged_x``; where
-several CTAs split the K of the same rows, ``cluster``, their number.
+``row_warps`` lie side by side over the rows and the others split K, ``stages`` of a warp's ring, ``staged_x``.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ from apex4_probe.kernels.variant import MINIMUM_VERSION, Chip, Geometry, Shape, 
 MOST_TOKENS = 64
 _X_TILE_BYTES = TOKEN_TILE * BLOCK_K  # INT8
 _LINE_BYTES = 128
-_BULK_COPIES_SINCE = (9, 0)  # by means of which row warps share activations; and thread block clusters
+_ROW_WARPS_SINCE = (9, 0)  # the row warps share activations by means of bulk copies
 
-# (rows, warps, row_warps, stages, staged_x), then cluster where it is not 1; the preferred first. What wins somewhere
-# on an H100, or may, and what small N and small shared memories need. About 64 KB in flight an SM are best there, some
-# more with programmatic dependent launch. Odd tiles a CTA (48, 80) fit an N whose blocks of 32 rows do not spread
-# evenly. Clusters are for many tokens and little N, where most of what an SM fetches are activations.
-_TILES: dict[int, tuple[tuple[int, ...], ...]] = {
+# (rows, warps, row_warps, stages, staged_x), the preferred first: what wins somewhere on an H100, or may, and what
+# small N and small shared memories need. About 64 KB in flight an SM are best there, some more with programmatic
+# dependent launch. Odd tiles a CTA (48, 80) fit an N whose blocks of 32 rows do not spread evenly.
+_TILES: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     8: (
         (32, 16, 1, 2, 0),
         (48, 8, 1, 2, 0),
@@ -46,8 +44,6 @@ _TILES: dict[int, tuple[tuple[int, ...], ...]] = {
         (64, 4, 1, 3, 1),
         (128, 8, 2, 3, 1),
         (32, 4, 1, 3, 1),
-        (64, 8, 1, 2, 1, 2),
-        (128, 8, 2, 3, 1, 2),
     ),
     64: (
         (32, 8, 1, 2, 1),
@@ -58,31 +54,21 @@ _TILES: dict[int, tuple[tuple[int, ...], ...]] = {
         (32, 4, 1, 3, 1),
         (64, 8, 2, 3, 1),
         (128, 8, 4, 3, 1),
+        (80, 4, 1, 2, 1),
+        (96, 8, 2, 3, 1),
         (64, 2, 1, 3, 1),
         (32, 2, 1, 4, 1),
-        (128, 4, 2, 3, 1, 2),
-        (96, 4, 2, 3, 1, 2),
-        (64, 4, 1, 3, 1, 2),
-        (160, 4, 2, 3, 1, 2),
-        (80, 4, 1, 2, 1),
-        (192, 8, 4, 3, 1, 2),
-        (256, 8, 4, 3, 1, 2),
     ),
 }
 
 
 def _tiles() -> tuple[Tile, ...]:
-    names = ("rows", "warps", "row_warps", "stages", "staged_x", "tokens", "cluster")
+    names = ("rows", "warps", "row_warps", "stages", "staged_x")
     return tuple(
-        tile(**dict(zip(names, (*numbers[:5], tokens, *numbers[5:]), strict=False)))
+        tile(**dict(zip(names, numbers, strict=True)), tokens=tokens)
         for tokens, several in _TILES.items()
         for numbers in several
     )
-
-
-def cluster_size(tile: Tile) -> int:
-    """CTAs that split the K of a row group."""
-    return dict(tile.parameters).get("cluster", 1)
 
 
 def row_groups(tile: Tile, n: int) -> int:
@@ -91,8 +77,8 @@ def row_groups(tile: Tile, n: int) -> int:
 
 
 def rounds(tile: Tile, n: int, sm_count: int) -> int:
-    """Row groups that the busiest SM multiplies, one after the other, or its share of them."""
-    return -(-row_groups(tile, n) // (sm_count // cluster_size(tile)))
+    """Row groups that the busiest SM multiplies, one after the other."""
+    return -(-row_groups(tile, n) // sm_count)
 
 
 def _weight_stage_bytes(tiles: int, granularity: Granularity) -> int:
@@ -120,8 +106,8 @@ def shared_bytes(tile: Tile, granularity: Granularity) -> int:
 
 def _geometry(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> Geometry:
     """As few CTAs as finish in the same number of rounds: they end together, and a dependent launch finds free SMs."""
-    at_once = -(-row_groups(tile, shape.n) // rounds(tile, shape.n, chip.sm_count))
-    return Geometry((cluster_size(tile) * at_once, 1, 1), 32 * tile["warps"], shared_bytes(tile, granularity))
+    grid = -(-row_groups(tile, shape.n) // rounds(tile, shape.n, chip.sm_count))
+    return Geometry((grid, 1, 1), 32 * tile["warps"], shared_bytes(tile, granularity))
 
 
 def _refuses(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> str:
@@ -131,9 +117,8 @@ def _refuses(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> 
         return f"N = {shape.n} is no multiple of {BLOCK_ROWS}"
     if chip.version < MINIMUM_VERSION:
         return f"compute capability {chip.compute_capability} has no INT8 MMA m16n8k32 (8.0 and later)"
-    what = "several row warps" if tile["row_warps"] > 1 else "clusters" if cluster_size(tile) > 1 else ""
-    if what and chip.version < _BULK_COPIES_SINCE:
-        return f"{what} need compute capability 9.0, not {chip.compute_capability}"
+    if tile["row_warps"] > 1 and chip.version < _ROW_WARPS_SINCE:
+        return f"several row warps need compute capability 9.0, not {chip.compute_capability}"
     if (needed := shared_bytes(tile, granularity)) > chip.shared_bytes:
         return f"needs {needed} bytes of shared memory a CTA, {chip.compute_capability} has {chip.shared_bytes}"
     return ""
@@ -164,7 +149,7 @@ def _default(granularity: Granularity, shape: Shape, chip: Chip) -> Tile:
 
     def busiest(tile: Tile) -> float:
         rows = max(tile["rows"], (tile["rows"] + 2 * shape.m) / _L2_OVER_MEMORY)
-        return rounds(tile, shape.n, chip.sm_count) * rows / cluster_size(tile)
+        return rounds(tile, shape.n, chip.sm_count) * rows
 
     least = min(busiest(each) for each in fitting)
     return next(each for each in fitting if busiest(each) <= _ABOUT_EVEN * least)
@@ -176,9 +161,9 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
         format="w4a8",
         granularity=granularity,
         strategy=strategy,
-        description=f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, or two, K split over warps; {scales}",
+        description=f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, K split over its warps; {scales}",
         source="w4a8_small.cu",
-        headers=("mma.cuh", "async_copy.cuh", "cluster.cuh", "output.cuh", "widen.cuh", "weight_ring.cuh"),
+        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "widen.cuh", "weight_ring.cuh"),
         macros=(("GROUPED", int(grouped)),),
         tiles=_tiles(),
         default=lambda shape, chip: _default(granularity, shape, chip),

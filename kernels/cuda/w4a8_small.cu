@@ -1,12 +1,9 @@
 // W4A8 for 1 … 64 tokens: out[m, n] = x_scale[m] * row_scale[n] * sum_k x[m, k] * w[n, k] + bias[n]. Bound: reading w.
 //
-// Weights are the MMA's operand A (16 rows a tile), tokens its n = 8. A CTA, or a cluster of them, owns ROWS whole rows
-// of W, then its next ROWS. INT32 sums do not depend on order: the same bits every time.
+// Weights are the MMA's operand A (16 rows a tile), tokens its n = 8. A CTA owns ROWS whole rows of W, then its next
+// ROWS; nothing is split between CTAs, and INT32 sums do not depend on order: the same bits every time.
 //   WARPS      ROW_WARPS of them side by side over the rows, K split over the others: block kb of 128 belongs to warp
 //              kb mod K_WARPS
-//   CLUSTER    CTAs that split K too, kb mod (CLUSTER * K_WARPS): each fetches its share of the activations alone, where
-//              CTAs with rows of their own fetch them all, of 64 tokens twice the bytes of 64 rows. In the end each
-//              writes every CLUSTER-th token and reads the others' sums of it in their shared memory. No workspace
 //   STAGES     of each warp's own ring. It refills a stage as soon as it has multiplied it and waits for no other warp
 //              until a row group ends and the sums are added in shared memory; by then the next group is on its way.
 //              On an H100 about 64 KB in flight an SM are best
@@ -26,12 +23,10 @@
 // weights, x and row_scale need 16-byte alignment, bias and out 8; weights and x are fetched fast at 128.
 #include "mma.cuh"
 #include "async_copy.cuh"
-#include "cluster.cuh"
 #include "output.cuh"
 #include "widen.cuh"
 
 constexpr int THREADS = 32 * WARPS, K_WARPS = WARPS / ROW_WARPS;
-constexpr int K_SHARES = CLUSTER * K_WARPS;
 constexpr int TILES = ROWS / 16 / ROW_WARPS;  // of 16 rows, a warp
 constexpr int TOKEN_TILES = TOKENS / 8;
 constexpr bool OWN_X = STAGED_X && ROW_WARPS == 1, SHARED_X = STAGED_X && ROW_WARPS > 1;
@@ -78,10 +73,6 @@ static __device__ __forceinline__ void widen(const uint4& w, const Group& group,
   widen(w.w, group, a[1][2], a[1][3]);
 }
 
-static __device__ __forceinline__ uint4 operator+(const uint4& a, const uint4& b) {
-  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-}
-
 // What a thread does when the sums are complete: four rows (all in W, or none) of every TOKENS_AT_ONCE-th token.
 struct Share {
   static constexpr int QUADS = ROWS / 4, TOKENS_AT_ONCE = THREADS / QUADS;
@@ -112,16 +103,15 @@ static __device__ __forceinline__ int thread_index_again() {
   return index;
 }
 
-extern "C" __global__ void CLUSTER_OF_CTAS __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scale, const int* x_sum, const Out* bias,
      Out* out, u8*, int m, int n, int k) {
   extern __shared__ __align__(128) u8 shared[];
   const int thread = threadIdx.x, lane = thread % 32, g = lane / 4, c = lane % 4;
   const int warp = __shfl_sync(~0u, thread / 32, 0);  // uniform, and the compiler knows
   const int k_warp = warp % K_WARPS, row_warp = warp / K_WARPS;
-  const int rank = blockIdx.x % CLUSTER, k_share = rank * K_WARPS + k_warp;
   const int k_blocks = k / 128, groups = (n + ROWS - 1) / ROWS;
-  const int steps = (k_blocks - k_share + K_SHARES - 1) / K_SHARES;  // of this warp in a row group; may be none
+  const int steps = (k_blocks - k_warp + K_WARPS - 1) / K_WARPS;  // of this warp in a row group; may be none
   const u64 row_block = (u64)k_blocks * BLOCK;
   const u64 policy = evict_first_policy();
 
@@ -148,8 +138,8 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   __syncwarp();  // one lane initialises and requests; compute-sanitizer's racecheck warns of it without a barrier
   const int x_block = (m + 7) / 8 * X_TILE;  // bytes of 128 k of x
   WeightCursor next{};
-  next.group = blockIdx.x / CLUSTER;
-  next.enter(row_warp, k_share, k_blocks, n);
+  next.group = blockIdx.x;
+  next.enter(row_warp, k_warp, k_blocks, n);
   const auto request_weights = [&](int stage) {
     const bool wanted = next.group < groups && next.step < steps;
     if (wanted) {
@@ -157,10 +147,10 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
         ring.announce(stage, next.tiles * (NIBBLES + SCALES) + (OWN_X ? x_block : 0));
         next.request(ring, stage, shared_address(stages + stage * STAGE), weights, row_block, policy);
       }
-      next.index += K_SHARES;
+      next.index += K_WARPS;
       if (++next.step == steps) {
-        next.group += gridDim.x / CLUSTER;
-        next.enter(row_warp, k_share, k_blocks, n);
+        next.group += gridDim.x;
+        next.enter(row_warp, k_warp, k_blocks, n);
       }
     }
     if (!OWN_X) ring.commit();
@@ -176,7 +166,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   int x_step = 0;  // every row group has the same activations
   const auto request_x = [&](int stage, bool wanted) {
     if (wanted) {
-      const u8* from = x + (u32)((k_share + x_step * K_SHARES) * x_block);
+      const u8* from = x + (u32)((k_warp + x_step * K_WARPS) * x_block);
       const u32 to = shared_address(x_stages + stage * X_STRIDE);
       if (OWN_X && requests) ring.copy<X_STAGE>(stage, to, from, x_block);
 #if __CUDA_ARCH__ >= 900
@@ -201,7 +191,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
     x_at[t] = token / 8 * X_TILE + token % 8 * 64 + c * 16;
   }
   const auto load_x = [&](int step) {
-    const u8* from = x + (u32)((k_share + step * K_SHARES) * x_block);
+    const u8* from = x + (u32)((k_warp + step * K_WARPS) * x_block);
 #pragma unroll
     for (int t = 0; t < TOKEN_TILES; t++)
 #pragma unroll
@@ -219,7 +209,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   u32 parity = 0;
   bool owed = false;  // shared X: the stage before has weights for its next use, but not yet activations
 #pragma unroll 1
-  for (int group = blockIdx.x / CLUSTER; group < groups; group += gridDim.x / CLUSTER) {
+  for (int group = blockIdx.x; group < groups; group += gridDim.x) {
     RowScales rows{};
     if (LOAD_ROWS_LATE) {
       if (const Share share(thread, group, m, n); share.exists) prefetch_l2(row_scale + share.row);
@@ -227,7 +217,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       rows = RowScales::load(Share(thread, group, m, n), row_scale, bias);
     }
     u32 acc[TILES][TOKEN_TILES][4]{};
-    const u32 index = first_block(group, row_warp, k_share, k_blocks);
+    const u32 index = first_block(group, row_warp, k_warp, k_blocks);
 
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -241,7 +231,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       if (SHARED_X) mbarrier_wait(x_full + 8 * stage, parity);
 #endif
       ring.wait(stage, parity);
-      const u8* w = stages + stage * STAGE + skew_of(index + step * K_SHARES);
+      const u8* w = stages + stage * STAGE + skew_of(index + step * K_WARPS);
 #pragma unroll(TILES < 5 ? 2 : 1)  // what both halves need at once, five tiles have no registers for
       for (int half = 0; half < 2; half++) {
         u32 a[TILES][2][4];
@@ -275,10 +265,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       if (++stage == STAGES) stage = 0, parity ^= 1;
     }
 
-    if (group != (int)(blockIdx.x / CLUSTER)) {  // the sums of the row group before have been read
-      if (CLUSTER > 1) cluster_wait();
-      else __syncthreads();
-    }
+    if (group != (int)blockIdx.x) __syncthreads();  // the sums of the row group before have been read
     const int again = thread_index_again();
     const Share share(again, group, m, n);
     if (LOAD_ROWS_LATE) rows = RowScales::load(share, row_scale, bias);
@@ -298,41 +285,14 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
     };
     const bool wanted = TOKEN_TILES > 1 || 2 * c < m;
     if (k_warp < COPIES && wanted) put(false);
+    __syncthreads();
     if constexpr (COPIES < K_WARPS) {
-      __syncthreads();
       if (k_warp >= COPIES) put(true);
-    }
-    if (CLUSTER > 1) cluster_arrive(), cluster_wait();
-    else __syncthreads();
-
-    if constexpr (CLUSTER > 1) {
-      // The others' sums of what this thread writes, all loads before the first use: their way is long.
-      constexpr int MOST = (TOKENS / CLUSTER + Share::TOKENS_AT_ONCE - 1) / Share::TOKENS_AT_ONCE;
-      constexpr int TOKEN_STEP = Share::TOKENS_AT_ONCE * CLUSTER;
-      const int token = share.token * CLUSTER + rank, tokens = share.exists ? m - token : 0;
-      u32* const first = sums + token * ROW_STRIDE + share.row % ROWS;
-      uint4 theirs[MOST]{};
-#pragma unroll
-      for (int other = 1; other < CLUSTER; other++) {
-        const u32 there = address_in_cta(shared_address(first), (rank + other) % CLUSTER);
-#pragma unroll
-        for (int copy = 0; copy < COPIES; copy++)
-#pragma unroll
-          for (int i = 0; i < MOST; i++)
-            if (i * TOKEN_STEP < tokens)
-              theirs[i] = theirs[i] + load_from_cluster(there + (copy * COPY_WORDS + i * TOKEN_STEP * ROW_STRIDE) * 4);
-      }
-#pragma unroll
-      for (int i = 0; i < MOST; i++)
-        if (i * TOKEN_STEP < tokens) {
-          uint4* const own = reinterpret_cast<uint4*>(first + i * TOKEN_STEP * ROW_STRIDE);
-          *own = *own + theirs[i];
-        }
-      cluster_arrive_read();
+      __syncthreads();
     }
     if (share.exists) {
       const Widened w = GROUPED ? Widened::grouped() : Widened::in_place(share.row & 8);
-      for (int token = share.token * CLUSTER + rank; token < m; token += Share::TOKENS_AT_ONCE * CLUSTER) {
+      for (int token = share.token; token < m; token += Share::TOKENS_AT_ONCE) {
         const u32 offset = token_sum[token] << w.offset_shift;
         u32 sum[4] = {0u - offset, 0u - offset, 0u - offset, 0u - offset};
 #pragma unroll
@@ -350,5 +310,4 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       }
     }
   }
-  if (CLUSTER > 1) cluster_wait();  // others may still read here
 }

@@ -83,8 +83,8 @@ struct Ring {
 #endif
 
 static __device__ int first_tile(int group, int row_warp) { return group * (ROWS / 16) + row_warp * TILES; }
-static __device__ u32 first_block(int group, int row_warp, int k_share, int k_blocks) {
-  return first_tile(group, row_warp) / 2 * k_blocks + k_share;
+static __device__ u32 first_block(int group, int row_warp, int k_warp, int k_blocks) {
+  return first_tile(group, row_warp) / 2 * k_blocks + k_warp;
 }
 
 // Where a warp's tiles lie in the packed weights: block of K by block of K, row group by row group.
@@ -94,9 +94,9 @@ struct WeightCursor {
   int tiles;  // fewer than TILES, or none, at the end of W
   int group, step;
 
-  __device__ void enter(int row_warp, int k_share, int k_blocks, int n) {
+  __device__ void enter(int row_warp, int k_warp, int k_blocks, int n) {
     const int first = first_tile(group, row_warp);
-    index = first_block(group, row_warp, k_share, k_blocks);
+    index = first_block(group, row_warp, k_warp, k_blocks);
     odd = WHOLE_BLOCKS ? 0 : first % 2;
     tiles = min(max(n / 16 - first, 0), TILES);
     step = 0;

@@ -12,7 +12,7 @@ from apex4_probe.kernels import catalogue, sass
 from apex4_probe.kernels.compile import compile_kernel
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
-from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, cluster_size, rounds, shared_bytes
+from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, rounds, shared_bytes
 
 CHIPS = {
     "sm_80": Chip("8.0", "sm_80", 108, 163 * 1024),
@@ -85,8 +85,6 @@ def check(variant: Variant, tile: Tile, chip: Chip) -> None:
     everything = code.count(code.instructions)
     copies = [sass.matching(loop if halves == 2 else everything, opcode) > 0 for opcode in ("UBLKCP", "LDGSTS")]
     assert copies == [chip.version >= (9, 0), chip.version < (9, 0)], what
-    # In a cluster all threads meet twice a row group, once behind a fence.
-    assert sass.matching(everything, "UCGABAR_ARV") == (2 if cluster_size(tile) > 1 else 0), what
 
 
 @pytest.mark.slow
@@ -140,17 +138,15 @@ def test_g128i_has_room_for_its_scales_and_to_begin_in_the_middle_of_a_line() ->
 
 def blocks_of(tile: Tile, n: int, k: int, grid: int) -> list[tuple[int, int]]:
     """(row tile, block of K) in the order in which the CTAs' warps walk over them, as the source's loops do."""
-    k_warps, cluster = tile["warps"] // tile["row_warps"], cluster_size(tile)
+    k_warps = tile["warps"] // tile["row_warps"]
     walked = []
     for cta in range(grid):
-        for group in range(cta // cluster, -(-n // tile["rows"]), grid // cluster):
+        for group in range(cta, -(-n // tile["rows"]), grid):
             for warp in range(tile["warps"]):
                 row_warp, k_warp = divmod(warp, k_warps)
-                k_share = cta % cluster * k_warps + k_warp
                 first = group * (tile["rows"] // TILE_ROWS) + row_warp * warp_tiles(tile)
                 tiles = min(max(n // TILE_ROWS - first, 0), warp_tiles(tile))
-                blocks = range(k_share, k // BLOCK_K, cluster * k_warps)
-                walked += [(first + t, kb) for kb in blocks for t in range(tiles)]
+                walked += [(first + t, kb) for kb in range(k_warp, k // BLOCK_K, k_warps) for t in range(tiles)]
     return walked
 
 
@@ -161,7 +157,6 @@ def test_every_block_is_multiplied_once(n: int, k: int) -> None:
     for tile in TILES:
         grid, _, _ = CHANNEL.geometry(tile, Shape(1, n, k), H100).grid
         assert 1 <= grid <= H100.sm_count
-        assert grid % cluster_size(tile) == 0
         assert sorted(blocks_of(tile, n, k, grid)) == everything
 
 
@@ -170,7 +165,6 @@ def test_a_tile_holds_together(tile: Tile) -> None:
     """What the source needs of its macros, and a thread at least for every four rows of a token."""
     assert tile["rows"] % (TILE_ROWS * tile["row_warps"]) == 0
     assert tile["warps"] % tile["row_warps"] == 0
-    assert tile["tokens"] % cluster_size(tile) == 0
     assert tile["rows"] // 4 <= 32 * tile["warps"] <= 1024
     assert tile["stages"] >= 2 + (tile["row_warps"] > 1)
     assert tile["staged_x"] or tile["tokens"] <= 16
@@ -201,13 +195,13 @@ def test_default_loads_the_sms_evenly_for_any_n(variant: Variant, target: str) -
         (4096, 4096, 1, 32, 128),
         (6144, 4096, 1, 48, 128),  # 192 blocks of 32 rows would leave 36 of 132 SMs idle
         (28672, 4096, 8, 32, 128),
-        (4096, 4096, 64, 64, 128),  # two CTAs share 64 rows, so that each fetches half of the activations
-        (6144, 4096, 64, 96, 128),
-        (4096, 14336, 64, 64, 128),
-        (8192, 28672, 64, 128, 128),
-        (8448, 4096, 64, 128, 132),
-        (8960, 4096, 64, 160, 112),  # 140 row groups of 64 rows would take 132 SMs two rounds
+        (4096, 4096, 64, 32, 128),
+        (4096, 14336, 64, 32, 128),
+        (8448, 4096, 64, 64, 132),
+        (8960, 4096, 64, 80, 112),  # 140 row groups of 64 rows would take 132 SMs two rounds
+        (12288, 4096, 64, 96, 128),
         (28672, 4096, 64, 256, 112),  # activations are fetched once a row group, so wide ones where tokens are many
+        (8192, 28672, 64, 64, 128),
         (57344, 8192, 64, 256, 112),
     ],
 )
@@ -231,7 +225,6 @@ def test_default_holds_m_and_no_more_than_needed() -> None:
         (tile_of(tokens=8), Shape(1, 4112, 4096), H100, "N = 4112 is no multiple of 32"),
         (tile_of(tokens=8), Shape(1, 4096, 4096), Chip("7.5", "sm_75", 40, 65536), "capability 7.5 has no INT8 MMA"),
         (tile_of(row_warps=7), Shape(1, 4096, 4096), CHIPS["sm_80"], "several row warps need compute capability 9.0"),
-        (tile_of(row_warps=1, cluster=2), Shape(1, 4096, 4096), CHIPS["sm_89"], "clusters need compute capability 9.0"),
         (tile_of(tokens=64, warps=8), Shape(1, 4096, 4096), CHIPS["sm_86"], "needs 201344 bytes of shared memory"),
     ],
 )

@@ -189,7 +189,7 @@ def test_every_tile_for_every_number_of_tokens(variant: Variant) -> None:
 
 @EACH
 def test_every_tile_with_more_rows_than_the_sms_hold_at_once(variant: Variant) -> None:
-    """What a CTA, or a cluster of two, keeps from its first row group must not reach the next; the last is short."""
+    """What a CTA keeps from its first row group must not reach the next; the last is short."""
     most = max(dict(tile.parameters).get("rows", 0) for tile in variant.tiles)
     n, k = most * chip(DEVICE).sm_count + 32, 384
     packed = random_packed(n, k, variant.format, variant.granularity, "cuda", generator(n))
