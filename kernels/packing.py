@@ -1,7 +1,7 @@
 """Weights packed into the order in which threads load them; ``formats.py`` says what that order is.
 
 ``w4a8`` and ``w4a16`` share its layout; ``w4a4`` has the same blocks of 32 rows x 128 of K, but its nibbles are what
-``mma.m16n8k64`` s4 takes as operand A without an instruction between, and the scales of g128 are ready for the FMA pipe.
+``mma.m16n8k64`` s4 takes as operand A without an instruction between, and g128's scales are what its FFMAs take.
 
 Bounds. K is at most 65536, and with it every sum fits INT32 in whatever order it is taken, since the sum of the
 absolute products does:
@@ -335,7 +335,7 @@ def _codes_w4a4(nibbles: torch.Tensor) -> torch.Tensor:
 
 
 def _scale_bytes(quantised: QuantisedWeight, offsets: bool) -> torch.Tensor | None:
-    """uint8 [nb, kb, bytes of scales]; padding gets scales of zero weights (float 1; of groups of 128 there is none)."""
+    """uint8 [nb, kb, bytes of scales]; padding gets scales of zero weights (float 1; groups of 128 have none)."""
     group = weight_group(quantised.granularity)
     if group is None:
         return None

@@ -88,7 +88,7 @@ def arrange_int8(q: torch.Tensor) -> torch.Tensor:
 
 
 def arrange_int4(q: torch.Tensor, group_scale: torch.Tensor | None = None) -> torch.Tensor:
-    """``q`` int8 [M, K] in -8 … 7 as the bytes (uint8, 1-D) that w4a4 kernels read: ``formats.py``, tokens beyond M zero.
+    """``q`` int8 [M, K] in -8 … 7 as the bytes (uint8, 1-D) w4a4 kernels read: ``formats.py``; tokens beyond M zero.
 
     ``group_scale``: fp32 or, of a128i, any integer type, [M, K / group].
     """

@@ -19,6 +19,14 @@ from apex4_probe.kernels.formats import (
 from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
 
 MINIMUM_VERSION = (8, 0)  # mma.sync m16n8k64 and cp.async (PTX ISA)
+RESERVED_BYTES = 1024  # of shared memory, by the driver, a CTA (CUDA C++ Programming Guide, 8.0 and later)
+REGISTERS_PER_SM = 65536
+
+# For picks without a measurement, all assumed: relative to 64 x 64 a warp and 256 of K a stage, by the instructions per
+# accumulator that the source's header states, half hidden.
+SMALL_WARP_TILE = 1.1
+STEP_TIME = {256: 1.0, 128: 1.03}
+ENOUGH_WARPS, FEW_WARPS = 8, 1.2  # two a scheduler; as w4a8_mma.py
 
 # STRATEGY of the source: how a group's sums are scaled.
 STRATEGIES = {"none": 0, "imad": 1, "magic_ffma2": 2, "i2f_fmul_ffma": 3}
@@ -43,6 +51,22 @@ def shared_bytes(granularity: Granularity, tile: Tile) -> int:
     return max(tile["stages"] * stage_bytes(granularity, tile), epilogue)
 
 
+def ctas_per_sm(granularity: Granularity, tile: Tile, chip: Chip) -> int:
+    """What the registers (256 a thread) and the shared memory of an SM hold."""
+    room = (chip.shared_bytes + RESERVED_BYTES) // (shared_bytes(granularity, tile) + RESERVED_BYTES)
+    return min(REGISTERS_PER_SM // (32 * _warps(tile) * 256), room)
+
+
+def _cost(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> float:
+    """Time of the busiest SM, in outputs of the best tile."""
+    ctas = ceil(shape.n / tile["rows"]) * ceil(shape.m / tile["tokens"])
+    busiest = ceil(ctas / chip.sm_count)
+    resident = min(busiest, ctas_per_sm(granularity, tile, chip))
+    waits = FEW_WARPS if resident * _warps(tile) < ENOUGH_WARPS else 1.0
+    per_output = STEP_TIME[tile["step"]] * (1.0 if tile["warp_tokens"] == 64 else SMALL_WARP_TILE)
+    return busiest * tile["rows"] * tile["tokens"] * per_output * waits
+
+
 def _variant(name: str, granularity: Granularity, tiles: tuple[Tile, ...], strategy: str, description: str) -> Variant:
     def refuses(tile: Tile, shape: Shape, chip: Chip) -> str:
         if chip.version < MINIMUM_VERSION:
@@ -54,7 +78,8 @@ def _variant(name: str, granularity: Granularity, tiles: tuple[Tile, ...], strat
         return ""
 
     def default(shape: Shape, chip: Chip) -> Tile:
-        return next((one for one in tiles if not refuses(one, shape, chip)), tiles[0])
+        fitting = [one for one in tiles if shared_bytes(granularity, one) <= chip.shared_bytes]
+        return min(fitting or tiles, key=lambda one: (_cost(granularity, one, shape, chip), -one["stages"]))
 
     def geometry(tile: Tile, shape: Shape, _chip: Chip) -> Geometry:
         ctas = ceil(shape.n / tile["rows"]) * ceil(shape.m / tile["tokens"])
@@ -77,22 +102,36 @@ def _variant(name: str, granularity: Granularity, tiles: tuple[Tile, ...], strat
     )
 
 
-# 64 x 64 a warp. Two stages of 256 fit two CTAs on an SM of 8.0; on 8.6 and 8.9 those of 128 do, and one CTA of three
-# of 256 without group scales.
-_TILES = tuple(
-    tile(rows=128, tokens=128, warp_rows=64, warp_tokens=64, step=step, stages=stages)
-    for step, stages in ((256, 2), (128, 2), (128, 4), (256, 3))
+# 128 x 128, 64 x 64 a warp: two CTAs of two stages of 256 fit an SM of 8.0 and 9.0, of 128 one of 8.6 and 8.9, where
+# one CTA of three stages of 256 fits without group scales. 64 x 32 a warp: twice the warps for the same CTA, or a CTA
+# of a quarter for few tokens and small grids.
+TILES: tuple[Tile, ...] = tuple(
+    tile(rows=rows, tokens=rows, warp_rows=64, warp_tokens=warp_tokens, step=step, stages=stages)
+    for rows, warp_tokens, step, stages in (
+        (128, 64, 256, 2),
+        (128, 64, 256, 3),
+        (128, 64, 128, 2),
+        (128, 64, 128, 4),
+        (128, 32, 256, 2),
+        (128, 32, 256, 3),
+        (64, 32, 256, 2),
+        (64, 32, 256, 4),
+    )
 )
 
 VARIANTS: tuple[Variant, ...] = (
-    _variant("w4a4.mma.channel", "channel", _TILES, "none", "a scale per weight row and per token; integer sums over K"),
+    _variant("w4a4.mma.channel", "channel", TILES, "none", "a scale per weight row and per token; integer sums over K"),
     _variant(
-        "w4a4.mma.a128i", "a128i", _TILES, "imad", "an integer scale per token and 128 inputs: one IMAD, exact over K"
+        "w4a4.mma.a128i", "a128i", TILES, "imad", "an integer scale per token and 128 inputs: one IMAD, exact over K"
     ),
     _variant(
-        "w4a4.mma.g128", "g128", _TILES, "magic_ffma2", "float scales per 128 on both operands: two FFMA, no conversion"
+        "w4a4.mma.g128", "g128", TILES, "magic_ffma2", "float scales per 128 on both operands: two FFMA, no conversion"
     ),
     _variant(
-        "w4a4.mma.g128.i2f", "g128", _TILES, "i2f_fmul_ffma", "float scales per 128 on both operands, the plain way"
+        "w4a4.i2f.g128",
+        "g128",
+        TILES,
+        "i2f_fmul_ffma",
+        "float scales per 128 on both operands, the straightforward way",
     ),
 )

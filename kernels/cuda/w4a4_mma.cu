@@ -1,26 +1,39 @@
 // out[M, N] = x[M, K] times the transpose of 4-bit weights [N, K]: INT4 activations, mma.sync m16n8k64 of native INT4
-// (compute capability 8.0, 8.6, 8.7, 8.9; emulated, exact and slow, from 9.0 on). Any M.
+// (compute capability 8.0, 8.6, 8.7, 8.9; from 9.0 on the compiler emulates it: exact and slow). Any M.
 //
 // CTA       ROWS weight rows x TOKENS tokens. Operand A is the weights and B the tokens, so a tile of accumulators is
 //           16 rows x 8 tokens of out's transpose.
-// warp      WARP_ROWS x WARP_TOKENS. With 64 x 64 an SM of 8.0 reads shared memory for 256 of the MMAs' 512 clocks.
+// warp      WARP_ROWS x WARP_TOKENS. With 64 x 64 it reads 8 KB of shared memory for 64 MMAs of 128 of K.
 // loads     cp.async, STAGES stages of STEP of K. Both operands lie in memory in blocks of 32 (rows or tokens) x 128 of
-//           K, in fragment order and with their group scales behind them (kernels/formats.py); LANES threads copy one
+//           K, in fragment order and with their groups' scales behind them (kernels/formats.py). LANES threads copy one
 //           block of 32 along all of K, so a thread has one pointer and one distance between its blocks. Every read of
-//           shared memory takes 16 bytes a lane, the lanes side by side: no conflict, no swizzle, no ldmatrix.
-//           Blocks beyond N or M repeat the last one, blocks beyond K become zeros: no copy needs a bound of its own.
-// pipeline  one barrier a stage, before its last column of MMAs, by when every warp has read the stage. Tokens are
-//           loaded one column of MMA tiles (8 tokens) ahead, the weights of 128 of K once, behind the last column that
-//           needs those before them. A group's sums are scaled one column behind their MMAs.
-// scales    STRATEGY none           INT32 sums over all of K.
-//                    imad           a128i: a group's INT32 sum times the token's integer scale, added to an INT32: exact.
-//                    magic_ffma2    g128: a group's INT32 sum starts at the bits of 1.5 * 2^23 and is then a float, 12582912
-//                                   + sum, exactly (|sum| <= 8192). fma(F, s_w, -12582912 * s_w), whose offset is
-//                                   exact for an fp16 s_w and lies beside it in memory, is sum * s_w rounded once.
-//                    i2f_fmul_ffma  g128, the straightforward way: what magic_ffma2 is measured against.
+//           shared memory takes 16 bytes a lane, the lanes side by side (of scales some lanes share theirs): no
+//           conflict, no swizzle, no ldmatrix. Blocks beyond N or M repeat the last one, blocks beyond K become zeros,
+//           scales included, so no copy has bounds of its own.
+// pipeline  one barrier a stage, before its last column of MMA tiles, by when every warp has read the stage; it is
+//           refilled right behind the barrier. Tokens are loaded one column (8 tokens) ahead, the weights of 128 of K
+//           behind the last MMA that needs those before them. A group's sums are scaled one column behind their MMAs.
+// scales    STRATEGY, per accumulator and group of 128
+//           none           channel: INT32 sums over all of K.
+//           imad           a128i: a group's INT32 sum times the token's integer scale, added to an INT32; exact.
+//           magic_ffma2    g128: a group's INT32 sum starts at the bits of 1.5 * 2^23 and so is the float F = 12582912
+//                          + sum, exactly (|sum| <= 8192). fma(F, s_w, -12582912 * s_w), whose offset is exact for an
+//                          fp16 s_w and lies beside it in memory, is sum * s_w rounded once; another fma adds it, times
+//                          s_a.
+//           i2f_fmul_ffma  g128, the straightforward way, to the same bits: what magic_ffma2 is measured against.
 //           Row and token scales and the bias are applied once, in the epilogue.
 // epilogue  8 x 8 tiles are transposed by movmatrix and collected in the stages' memory: out is written 16 bytes a
 //           thread, whole rows of the tile.
+//
+// Instructions per accumulator and 128 of K on 8.0, 8.6 and 8.9, CTA 128 x 128, IMMA 0.500 always; no local memory:
+//                  dequantisation  everything else: 64 x 64 a warp     64 x 32    32 x 64    registers
+//                                  STEP 256    STEP 128                STEP 256   STEP 256   of 64 x 64
+//   none                 0           0.262       0.312                   0.398      0.406      198
+//   imad                 1           0.305       0.367                   0.445      0.492      252
+//   magic_ffma2          2           0.336       0.391                   0.516      0.547      246
+//   i2f_fmul_ffma        3           0.344       0.375                   0.484      0.531      246
+// It depends on ptxas -O1, which keeps the order below (kernels/w4a4_mma.py). Bound aimed at: the Tensor Core, 64 x 64
+// accumulators x 128 of K = 64 IMMA of 8192 MAC a warp.
 #include "mma.cuh"
 
 #include "async_copy.cuh"
@@ -36,7 +49,7 @@ constexpr int ROW_TILES = WARP_ROWS / 16, TOKEN_TILES = WARP_TOKENS / 8;
 // Blocks of 32 rows or tokens x 128 of K (kernels/formats.py): nibbles, then scales of the group, which all lie at the
 // same place in shared memory.
 constexpr int NIBBLES = 2048, WEIGHT_SCALES = FLOAT_SCALES ? 256 : 0, OFFSETS = NIBBLES + 128;
-constexpr int TOKEN_SCALE_BYTES = TOKEN_SCALES ? 128 : 0;
+constexpr int TOKEN_SCALE_BYTES = TOKEN_SCALES ? 128 : 0;  // fp32 or INT32
 constexpr int WEIGHT_BLOCK = NIBBLES + WEIGHT_SCALES, TOKEN_BLOCK = NIBBLES + TOKEN_SCALE_BYTES;
 constexpr int SLOT_BLOCK = WEIGHT_BLOCK > TOKEN_BLOCK ? WEIGHT_BLOCK : TOKEN_BLOCK;
 constexpr int ROW_BLOCKS = ROWS / 32, BLOCKS = (ROWS + TOKENS) / 32;
@@ -81,17 +94,24 @@ struct Loader {
   int left;      // blocks of K
   bool scale_lane;
 
+  // The empty statements keep the compiler from adding up every copy's address on its own, and from holding the old and
+  // the new value of a register at once; where they stand was found by trial.
   __device__ __forceinline__ void stage(u32 slot) {
 #pragma unroll
     for (int b = 0; b < K_BLOCKS; b++) {
+      if (K_BLOCKS == 1) asm volatile("" : "+l"(from));
       const bool exists = left > b;
       const u32 block = to + slot + b * K_BLOCK;
 #pragma unroll
-      for (int i = 0; i < PIECES; i++) copy_16_async_or_zero(true, exists, block + i * PIECE, from + (i * PIECE - MIDDLE));
+      for (int i = 0; i < PIECES; i++) {
+        copy_16_async_or_zero(true, exists, block + i * PIECE, from + (i * PIECE - MIDDLE));
+      }
       if (TOKEN_SCALES) copy_16_async_or_zero(scale_lane, exists, block + NIBBLES, from + (NIBBLES - MIDDLE));
       from += distance;
+      if (K_BLOCKS > 1) asm volatile("" : "+l"(from));
     }
     left -= K_BLOCKS;
+    asm volatile("" : "+r"(left));
     copy_commit();
   }
 };
@@ -232,7 +252,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
     const bool of_weights = block < ROW_BLOCKS;
     const u64 row_block = min(at.row / 32 + block, n / 32 - 1);
     const u64 token_block = min(at.token / 32 + block - ROW_BLOCKS, token_blocks - 1);
-    loader.from = (of_weights ? weights + row_block * k_blocks * WEIGHT_BLOCK : x + token_block * TOKEN_BLOCK) + MIDDLE + copy_lane * 16;
+    loader.from = of_weights ? weights + row_block * k_blocks * WEIGHT_BLOCK : x + token_block * TOKEN_BLOCK;
+    loader.from += MIDDLE + copy_lane * 16;
     loader.distance = of_weights ? WEIGHT_BLOCK : (u64)token_blocks * TOKEN_BLOCK;
     loader.to = shared_address(shared) + block * SLOT_BLOCK + copy_lane * 16;
     loader.scale_lane = copy_lane < (of_weights ? WEIGHT_SCALES : TOKEN_SCALE_BYTES) / 16;
@@ -261,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
   Parts parts[2];
   u32 slot = 0;
 #pragma unroll 1
-  while (loader.left > -STAGES * K_BLOCKS) {
+  do {
 #pragma unroll
     for (int b = 0; b < K_BLOCKS; b++) {
 #pragma unroll
@@ -296,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
         if (last) operand.load_scales(my_weight_scales + ahead);
       }
     }
-  }
+  } while (loader.left > -STAGES * K_BLOCKS);
 
   const bool my_token = threadIdx.x < TOKENS && at.token + threadIdx.x < m;
   const float my_scale = FLOAT_SCALES ? 1.0f : my_token ? x_scale[at.token + threadIdx.x] : 0.0f;
