@@ -92,7 +92,7 @@ def _variant(name: str, granularity: Granularity, tiles: tuple[Tile, ...], strat
         strategy=strategy,
         description=description,
         source="w4a4_mma.cu",
-        headers=("mma.cuh", "async_copy.cuh", "output.cuh"),
+        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "output_tile.cuh"),
         macros=(("strategy", STRATEGIES[strategy]),),
         tiles=tiles,
         default=default,

@@ -38,6 +38,7 @@
 
 #include "async_copy.cuh"
 #include "output.cuh"
+#include "output_tile.cuh"
 
 enum { NONE, IMAD, MAGIC_FFMA2, I2F_FMUL_FFMA };  // STRATEGY
 constexpr bool TOKEN_SCALES = STRATEGY != NONE;   // per group
@@ -64,20 +65,6 @@ constexpr int OUT_STRIDE = ROWS + 8;  // of a token in the epilogue: sixteen byt
 constexpr int EPILOGUE = TOKENS * (OUT_STRIDE * 2 + 4);
 constexpr int SHARED = STAGES * STAGE > EPILOGUE ? STAGES * STAGE : EPILOGUE;  // what geometry() asks for
 constexpr int CTAS_PER_SM = 65536 / (THREADS * 256);
-
-constexpr int RASTER_TOKEN_TILES = 8;  // CTAs in flight cover a patch of out this many tiles wide: both operands hit L2
-
-struct Corner {
-  int row, token;
-};
-
-// CTAs in order: down the rows within a band of RASTER_TOKEN_TILES tiles of tokens, then the next band.
-static constexpr __device__ Corner corner(int cta, int m, int n) {
-  const int row_tiles = (n + ROWS - 1) / ROWS, token_tiles = (m + TOKENS - 1) / TOKENS;
-  const int first = cta / (RASTER_TOKEN_TILES * row_tiles) * RASTER_TOKEN_TILES, within = cta - first * row_tiles;
-  const int width = token_tiles - first < RASTER_TOKEN_TILES ? token_tiles - first : RASTER_TOKEN_TILES;
-  return {within / width * ROWS, (first + within % width) * TOKENS};
-}
 
 // Zeros where the source does not exist. Predicated, where an if() may become a branch that splits the loop.
 static __device__ __forceinline__ void copy_16_async_or_zero(bool wanted, bool exists, u32 to, const void* from) {
@@ -223,14 +210,6 @@ static __device__ __forceinline__ void add_group(float (&sum)[4], const u32 (&pa
     }
     sum[e] = fmaf(scaled_sum, __int_as_float((int)token_scale[e % 2]), sum[e]);
   }
-}
-
-// Two tokens' values of one row -> one token's values of two rows: lane (g, c) gives row g of tokens 2c, 2c + 1 and
-// gets token g's rows 2c, 2c + 1.
-static __device__ __forceinline__ u32 transposed(u32 pair) {
-  u32 result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
-  return result;
 }
 
 static __device__ __forceinline__ float value(float sum) { return sum; }
