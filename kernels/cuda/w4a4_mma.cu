@@ -22,6 +22,7 @@
 //                          s_a.
 //           i2f_fmul_ffma  g128, the straightforward way, to the same bits: what magic_ffma2 is measured against.
 //           Row and token scales and the bias are applied once, in the epilogue.
+// MMA_K     64, or 32: the paper's instruction, which needs two for the work of one.
 // epilogue  8 x 8 tiles are transposed by movmatrix and collected in the stages' memory: out is written 16 bytes a
 //           thread, whole rows of the tile.
 //
@@ -171,10 +172,16 @@ struct Parts {
 };
 
 static __device__ __forceinline__ void multiply(u32 (&sum)[4], const uint4 (&a)[2], const uint4& b) {
-  const u32 a0[4] = {a[0].x, a[0].y, a[0].z, a[0].w}, a1[4] = {a[1].x, a[1].y, a[1].z, a[1].w};
-  const u32 b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
-  mma_s4_m16n8k64::mma(sum, a0, b0);
-  mma_s4_m16n8k64::mma(sum, a1, b1);
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const u32 b0 = h ? b.z : b.x, b1 = h ? b.w : b.y;
+    if constexpr (MMA_K == 64) {
+      mma_s4_m16n8k64::mma(sum, {a[h].x, a[h].y, a[h].z, a[h].w}, {b0, b1});
+    } else {
+      mma_s4_m16n8k32::mma(sum, {a[h].x, a[h].y}, {b0});
+      mma_s4_m16n8k32::mma(sum, {a[h].z, a[h].w}, {b1});
+    }
+  }
 }
 
 // 128 of K for one MMA tile: into the sum itself, or into a group's.

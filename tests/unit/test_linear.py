@@ -114,8 +114,8 @@ def test_w4a8_quantises_and_multiplies_what_was_quantised(machine: Machine) -> N
     assert multiply.kernel == f"{variant.name} {tile.name}"
     assert multiply.geometry == variant.geometry(tile, Shape(5, 64, 256), HOPPER)
     assert (quantiser.stream, multiply.stream) == (STREAM, STREAM)
-    source, data, scale, row_sum, group_scale, m, k, clip = quantiser.arguments
-    assert (source, group_scale, m, k, clip) == (x.data_ptr(), 0, 5, 256, 1.0)
+    source, data, scale, row_sum, m, k, clip = quantiser.arguments
+    assert (source, m, k, clip) == (x.data_ptr(), 5, 256, 1.0)
     assert multiply.arguments == (
         packed.data.data_ptr(), packed.row_scale.data_ptr(), data, scale, row_sum, bias.data_ptr(), y.data_ptr(), 0,
         5, 64, 256,
@@ -155,7 +155,7 @@ def test_w4a16_for_many_tokens_multiplies_the_weight_that_was_written(machine: M
 def test_k_that_ends_within_a_block_is_padded_for_the_kernel_alone(machine: Machine) -> None:
     apex.linear(activations(2, 160), weight(k=160))
     quantiser, multiply = machine.launches
-    assert quantiser.arguments[5:7] == (2, 160)
+    assert quantiser.arguments[4:6] == (2, 160)
     assert multiply.arguments[-3:] == (2, 64, 256)
 
 
