@@ -26,13 +26,16 @@
 // epilogue  8 x 8 tiles are transposed by movmatrix and collected in the stages' memory: out is written 16 bytes a
 //           thread, whole rows of the tile.
 //
-// Instructions per accumulator and 128 of K on 8.0, 8.6 and 8.9, CTA 128 x 128, IMMA 0.500 always; no local memory:
-//                  dequantisation  everything else: 64 x 64 a warp     64 x 32    32 x 64    registers
-//                                  STEP 256    STEP 128                STEP 256   STEP 256   of 64 x 64
-//   none                 0           0.262       0.312                   0.398      0.406      198
-//   imad                 1           0.305       0.367                   0.445      0.492      252
-//   magic_ffma2          2           0.336       0.391                   0.516      0.547      246
-//   i2f_fmul_ffma        3           0.344       0.375                   0.484      0.531      246
+// Instructions per accumulator and 128 of K, the most of 8.0, 8.6 and 8.9, IMMA 0.500 always; no local memory; the
+// compile tests hold them:
+//                  dequantisation   everything else                                               registers
+//                                   64 x 64 a warp                 64 x 32 a warp, STEP 256       64 x 64, 64 x 32
+//                                   STEP 256      STEP 128         CTA 128 x 128     64 x 64
+//   none                 0            0.262         0.312              0.398         0.461         198      132
+//   imad                 1            0.305         0.367              0.445         0.508         252      164
+//   magic_ffma2          2            0.336         0.391              0.516         0.578         246      190
+//   i2f_fmul_ffma        3            0.344         0.375              0.484         0.547         246      174
+// (MMA_K 32: IMMA 1.000, everything else up to 0.406 and 0.586.)
 // It depends on ptxas -O1, which keeps the order below (kernels/w4a4_mma.py). Bound aimed at: the Tensor Core, 64 x 64
 // accumulators x 128 of K = 64 IMMA of 8192 MAC a warp.
 #include "mma.cuh"
