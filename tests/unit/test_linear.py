@@ -470,7 +470,7 @@ X, W, B = activations(4, 256), weight(), activations(64)
         (activations(4, 512)[:, :256], W, None, "x must be contiguous"),
         (misaligned(X), W, None, "x must be aligned to 16 bytes"),
         (X, replace(W, data=elsewhere(W.data.clone())), None, "packed is on cuda:1 and x on cuda:0"),
-        (X, replace(W, layout_version=2), None, r"packed\.layout_version is 2; this version reads 1"),
+        (X, replace(W, layout_version=3), None, r"packed\.layout_version is 3; this version reads 2"),
         (X, replace(W, arch="tcgen05"), None, "arch must be 'mma', .*not 'tcgen05'"),
         (X, replace(W, data=W.data[:-1]), None, r"packed\.data must be contiguous torch\.uint8"),
         (X, replace(W, data=misaligned(W.data)), None, r"packed\.data must be aligned to 16 bytes"),
