@@ -76,7 +76,7 @@ def kernel(variant: Variant, tile: Tile, target: str, bf16: bool) -> Kernel:
         source=_text(variant.source),
         target=target,
         headers=tuple((name, _text(name)) for name in variant.headers),
-        options=tuple(f"-D{name.upper()}={value}" for name, value in macros),
+        options=(*(f"-D{name.upper()}={value}" for name, value in macros), *variant.options),
     )
 
 

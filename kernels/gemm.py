@@ -206,7 +206,7 @@ def enqueue(
     if ready.workspace_bytes:
         workspace = torch.empty(ready.workspace_bytes, dtype=torch.uint8, device=out.device)
     if isinstance(x, QuantisedActivations):
-        operand = x.data.data_ptr(), x.scale.data_ptr(), _address(x.row_sum)
+        operand = x.data.data_ptr(), _address(x.scale), _address(x.row_sum)
     else:
         operand = x.data_ptr(), 0, 0
     ready.call(

@@ -80,8 +80,9 @@ class Variant:
     ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder.
     ``tiles``: the legal space; ``default``: picks from it without having measured, for a shape that one of its tiles
     runs. ``refuses``: why a tile cannot run a shape on a chip, "" where it can. ``macros``: beside the tile's.
-    ``strategy``: a name of apex4_probe/strategies.py. ``then_fp16``: the kernel writes the weight [N, K] in the
-    activations' type to its workspace and nothing to out; torch's dense GEMM follows.
+    ``strategy``: a name of apex4_probe/strategies.py. ``options``: further compiler options that its counts depend on,
+    never from a file. ``then_fp16``: the kernel writes the weight [N, K] in the activations' type to its workspace and
+    nothing to out; torch's dense GEMM follows.
     """
 
     name: str
@@ -96,4 +97,5 @@ class Variant:
     default: Callable[[Shape, Chip], Tile]
     refuses: Callable[[Tile, Shape, Chip], str]
     geometry: Callable[[Tile, Shape, Chip], Geometry]
+    options: tuple[str, ...] = ()
     then_fp16: bool = False

@@ -1,10 +1,11 @@
-// Activation quantiser: x [M, K] fp16 or bf16 -> INT8 in operand order, or packed INT4; optional block Hadamard before.
+// Activation quantiser: x [M, K] fp16 or bf16 -> INT8 or INT4 in operand order; optional block Hadamard before.
 // One pass over memory: a row is read once, 16 bytes a load, and stays in registers between its maximum and its codes.
 //
 //   rows       WARPS warps a row, ROWS rows a CTA; rows of a CTA share nothing but the launch
 //   k          a vector is 8 consecutive k, one load. Warp w holds vectors (w * VECTORS + j) * 32 + lane, so that one
 //              load of a warp is 512 consecutive bytes. INT8 operand order keeps 8 consecutive k together too: a store
-//              is 8 bytes a lane, and 64 a token and half of 128 k: whole sectors; tokens beside it fill lines in L2
+//              is 8 bytes a lane, and 64 a token and half of 128 k: whole sectors; tokens beside it fill lines in L2.
+//              INT4 likewise, 4 bytes a lane and 64 a token and 128 k; scales of groups lie behind their codes
 //   maximum    of absolute values by max.NaN, so that Inf and NaN survive, then by redux.sync on the bits, which order
 //              like the values. A row (a group where groups have scales) that holds one gets scale NaN and codes 0
 //   rounding   adding 1.5 * 2^23 rounds to nearest even and leaves the code in the low bits: no F2I, which
@@ -227,19 +228,33 @@ static __device__ __forceinline__ u32 low_bytes(u32 a, u32 b, u32 c, u32 d) {
   return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
-// Where a lane's first vector goes in the INT8 layout of kernels/formats.py, [k / 128][token / 8][half][g][c][word]: a
-// chunk is two blocks of k, so the next one is 2 * tiles tiles of 1024 bytes on.
-static __device__ __forceinline__ u64 operand_offset(int token, int tiles, int lane) {
-  const int tile = (lane >> 4) * tiles + (token >> 3);
-  return (u64)tile * 1024 + (lane >> 3 & 1) * 512 + (token & 7) * 64 + (lane & 3) * 16 + (lane >> 2 & 1) * 8;
+// Tokens and bytes of a piece of 128 k. Layouts of kernels/formats.py are pieces, [k / 128][token / PIECE_TOKENS].
+constexpr int PIECE_TOKENS = BITS == 8 ? 8 : 32;
+constexpr int PIECE = BITS == 8 ? 1024 : 2048 + (GROUP ? 128 / GROUP * 128 : 0);
+
+// Where the piece of a lane's first vector begins: a chunk is two blocks of k, so the next one is 2 * pieces on.
+static __device__ __forceinline__ u64 piece_offset(int token, int pieces, int lane) {
+  return (u64)((lane >> 4) * pieces + token / PIECE_TOKENS) * PIECE;
+}
+
+// Where a lane's vector lies in its piece: INT8 [half][g][c][word 2 * s + h], INT4 [tile][g][c][word 2 * half + s].
+static __device__ __forceinline__ int offset_in_piece(int token, int lane) {
+  const int half = lane >> 3 & 1, s = lane >> 2 & 1, g_and_c = (token & 7) * 64 + (lane & 3) * 16;
+  return BITS == 8 ? half * 512 + g_and_c + s * 8 : (token >> 3 & 3) * 512 + g_and_c + half * 8 + s * 4;
+}
+
+// Where the scale of a lane's group lies in its piece of INT4: [group][tile pair][c][tile][e].
+static __device__ __forceinline__ int scale_in_piece(int token, int lane) {
+  const int group = (lane & 15) / (GROUP ? GROUP / 8 : 1);
+  return 2048 + group * 128 + (token >> 4 & 1) * 64 + (token >> 1 & 3) * 16 + (token >> 3 & 1) * 8 + (token & 1) * 4;
 }
 
 // ---- the kernel --------------------------------------------------------------------------------------------------
 
-// data: INT8 [k / 128][m / 8] tiles, or nibbles [m, k / 2]. scale: fp32 [m]; with float groups [m, k / GROUP].
-// row_sum: int32 [m], INT8 only. group_scale: bytes [m, k / 128], integer groups only.
+// data: pieces of 128 k, scales of groups included. scale: fp32 [m], not with float groups. row_sum: int32 [m], INT8
+// only.
 extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
-    quantise(const uint4* x, u8* data, float* scale, int* row_sum, u8* group_scale, int m, int k, float clip) {
+    quantise(const uint4* x, u8* data, float* scale, int* row_sum, int m, int k, float clip) {
   extern __shared__ float4 swapping[];
   __shared__ u32 partial[2][ROWS][32];
   const int lane = threadIdx.x % 32;
@@ -298,8 +313,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
     if (warp == 0 && lane == 0) scale[token] = __fmul_rn(of_row.scale, FACTOR);
   }
 
-  const int tiles = (m + 7) / 8;
-  u8* const codes = data + (BITS == 8 ? operand_offset(token, tiles, lane) : ((u64)token * vectors + lane) * 4);
+  const int pieces = (m + PIECE_TOKENS - 1) / PIECE_TOKENS;
+  u8* const first_piece = data + piece_offset(token, pieces, lane);
   int sum = 0;
 #pragma unroll 1
   for (int segment = 0; segment < SEGMENTS; segment++) {
@@ -308,22 +323,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
     for (int j = 0; j < VECTORS; j++) {
       const int chunk = segment * (SEGMENT / 32) + Segment::held(warp, j);
       const int vector = chunk * 32 + lane;
+      const bool within = vector < (vectors + 15) / 16 * 16;  // zeros to the end of the last 128
+      u8* const piece = first_piece + (u64)chunk * ((u32)(2 * PIECE) * pieces);
       float inverse = of_row.inverse;
       u32 keep = of_row.keep;
       if (GROUP) {
         const float most = __fmul_rn(__uint_as_float(group_max(j)), clip);
-        const bool first = vector % (GROUP / 8) == 0 && vector < vectors;
-        const u64 group = (u64)token * (k / (GROUP ? GROUP : 1)) + vector / (GROUP ? GROUP / 8 : 1);
+        const bool first = vector % (GROUP ? GROUP / 8 : 1) == 0 && within;
+        u32* const group_scale = reinterpret_cast<u32*>(piece + scale_in_piece(token, lane));
         if (INTEGER_GROUPS) {
           // fmaxf passes over NaN: 0 / 0, or a row that holds one.
           const float steps = ceilf(__fdiv_rn(most, __fmul_rn(LIMIT, of_row.scale)));
           const float integer = fminf(fmaxf(steps, 1.0f), MAX_GROUP_SCALE);
           inverse = Scale::inverse_of(__fmul_rn(integer, of_row.scale), 1.0f);
-          if (first) group_scale[group] = (u8)integer;
+          if (first) *group_scale = (u32)integer;
         } else {
           const Scale of_group = Scale::of(most, STEPS);
           inverse = of_group.inverse, keep = of_group.keep;
-          if (first) scale[group] = __fmul_rn(of_group.scale, FACTOR);
+          if (first) *group_scale = __float_as_uint(__fmul_rn(of_group.scale, FACTOR));
         }
       }
       float values[8];
@@ -336,13 +353,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
         const uint2 words = make_uint2(low_bytes(code[0], code[2], code[1], code[3]) & keep,
                                        low_bytes(code[4], code[6], code[5], code[7]) & keep);
         sum = __dp4a((int)words.x, 0x01010101, __dp4a((int)words.y, 0x01010101, sum));
-        const bool within = vector < (vectors + 15) / 16 * 16;  // zeros to the end of the last 128
-        if (within) *reinterpret_cast<uint2*>(codes + (u64)chunk * (2048u * tiles)) = words;
+        if (within) *reinterpret_cast<uint2*>(piece + offset_in_piece(token, lane)) = words;
       } else {
         const u32 even = low_bytes(code[0], code[2], code[4], code[6]);
         const u32 odd = low_bytes(code[1], code[3], code[5], code[7]);
         const u32 word = ((even & 0x0F0F0F0Fu) | (odd << 4 & 0xF0F0F0F0u)) & keep;
-        if (vector < vectors) reinterpret_cast<u32*>(codes)[chunk * 32] = word;
+        if (within) *reinterpret_cast<u32*>(piece + offset_in_piece(token, lane)) = word;
       }
     }
   }

@@ -114,8 +114,8 @@ def test_w4a8_quantises_and_multiplies_what_was_quantised(machine: Machine) -> N
     assert multiply.kernel == f"{variant.name} {tile.name}"
     assert multiply.geometry == variant.geometry(tile, Shape(5, 64, 256), HOPPER)
     assert (quantiser.stream, multiply.stream) == (STREAM, STREAM)
-    source, data, scale, row_sum, group_scale, m, k, clip = quantiser.arguments
-    assert (source, group_scale, m, k, clip) == (x.data_ptr(), 0, 5, 256, 1.0)
+    source, data, scale, row_sum, m, k, clip = quantiser.arguments
+    assert (source, m, k, clip) == (x.data_ptr(), 5, 256, 1.0)
     assert multiply.arguments == (
         packed.data.data_ptr(), packed.row_scale.data_ptr(), data, scale, row_sum, bias.data_ptr(), y.data_ptr(), 0,
         5, 64, 256,
@@ -155,7 +155,7 @@ def test_w4a16_for_many_tokens_multiplies_the_weight_that_was_written(machine: M
 def test_k_that_ends_within_a_block_is_padded_for_the_kernel_alone(machine: Machine) -> None:
     apex.linear(activations(2, 160), weight(k=160))
     quantiser, multiply = machine.launches
-    assert quantiser.arguments[5:7] == (2, 160)
+    assert quantiser.arguments[4:6] == (2, 160)
     assert multiply.arguments[-3:] == (2, 64, 256)
 
 
@@ -466,7 +466,7 @@ X, W, B = activations(4, 256), weight(), activations(64)
         (activations(4, 512)[:, :256], W, None, "x must be contiguous"),
         (misaligned(X), W, None, "x must be aligned to 16 bytes"),
         (X, replace(W, data=elsewhere(W.data.clone())), None, "packed is on cuda:1 and x on cuda:0"),
-        (X, replace(W, layout_version=2), None, r"packed\.layout_version is 2; this version reads 1"),
+        (X, replace(W, layout_version=3), None, r"packed\.layout_version is 3; this version reads 2"),
         (X, replace(W, arch="tcgen05"), None, "arch must be 'mma', .*not 'tcgen05'"),
         (X, replace(W, data=W.data[:-1]), None, r"packed\.data must be contiguous torch\.uint8"),
         (X, replace(W, data=misaligned(W.data)), None, r"packed\.data must be aligned to 16 bytes"),
