@@ -29,6 +29,8 @@ from apex4_probe.kernels.variant import (
 
 REGISTERS_PER_SM = 65536
 
+NATIVE_ON = ("8.0", "8.6", "8.7", "8.9")  # Tensor Cores with INT4 and m16n8k64 (profiles/architectures.yaml)
+
 # For picks without a measurement, all assumed: relative to 64 x 64 a warp and 256 of K a stage, by the instructions per
 # accumulator that the source's header states, half hidden.
 SMALL_WARP_TILE = 1.1
@@ -108,6 +110,7 @@ def _variant(
         refuses=refuses,
         geometry=geometry,
         options=OPTIONS,
+        native_on=NATIVE_ON,
     )
 
 

@@ -520,7 +520,7 @@ def test_activations_and_variant_that_do_not_suit_the_weight(machine: Machine) -
     ready = quantise.quantise(X, kind="int8")
     machine.launches.clear()
     cases: list[tuple[Any, PackedWeight, dict[str, Any], str]] = [
-        (quantised(ready, kind="int4"), W, {}, "x is quantised to int4, which w4a8 weights cannot be multiplied with"),
+        (quantised(ready, kind="int4"), W, {}, "x is quantised to int4, which w4a8 channel weights cannot be multiplied with"),
         (ready, weight("w4a16", "channel"), {}, "x is quantised to int8, which w4a16 weights cannot be"),
         (ready, weight(k=384), {}, "x has K = 256, and packed has K = 384"),
         (ready, W, {"dtype": torch.float32}, "dtype must be fp16 or bf16, not torch.float32"),

@@ -482,8 +482,8 @@ def test_the_argument_that_is_wrong_is_named(x: Tensor, bias: Tensor | None, com
             linear(x, packed, bias)
         with pytest.raises(ValueError, match="packed must be a PackedWeight, as pack returns it, not Tensor"):
             linear(torch.ones(2, 128).half(), torch.ones(32, 128))
-        with pytest.raises(ValueError, match=r"packed\.layout_version is 2"):
-            linear(torch.ones(2, 128).half(), replace(packed, layout_version=2))
+        with pytest.raises(ValueError, match=r"packed\.layout_version is 3"):
+            linear(torch.ones(2, 128).half(), replace(packed, layout_version=3))
 
 
 @pytest.mark.parametrize("shape", [(256,), (1, 256), (2, 3, 256), (2, 0, 256)])
