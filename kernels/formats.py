@@ -31,6 +31,27 @@ INT8 activations [M, K] (``quantise.cu`` writes, every w4a8 kernel reads) lie in
 
 so that any number of tokens of one block of K is one contiguous piece. K beyond the activations' own holds zeros;
 tokens beyond M hold anything.
+
+Both operands of w4a4 lie in the fragment order of ``mma.m16n8k64`` s4, in blocks of 32 (rows or tokens) x 128 of K of
+the same size, nibbles in two's complement (code ^ 8), so that one scheme of copies serves both:
+
+    weights      [N / 32][ceil(K / 128)] blocks
+      nibbles    [tile 2][half 2][lane 32][word 4] of 32 bit, 2048 bytes; lane = 4 * g + c
+                 tile t, half, lane (g, c), word 2 * s + r, nibble j (0: lowest) hold
+                 row 32 * nb + 16 * t + 8 * r + g,  k = 128 * kb + 64 * half + 32 * s + 8 * c + j
+                 (words 0 … 3 are the operand A of an MMA of 64, words 0, 1 and 2, 3 those of two of 32)
+      scales     g128: [scale, offset][g 8][tile 2][r 2] of fp32, the fp16 scale and ``MAGIC`` * -scale, which is exact;
+                 128 bytes each, so that a kernel without magic numbers leaves the offsets alone
+                 g64, g32: as w4a8. channel, a128i: none
+    activations  [ceil(K / 128)][ceil(M / 32)] blocks
+      nibbles    [tile 4][lane 32][word 4] of 32 bit, 2048 bytes
+                 tile j, lane (g, c), word 2 * half + s, nibble i hold
+                 token 32 * mb + 8 * j + g,  k = 128 * kb + 64 * half + 32 * s + 8 * c + i
+      scales     [128 / group][tile pair 2][c 4][tile 2][e 2] of 32 bit, fp32 or, a128i, INT32; channel: none
+                 pair p, c, tile q, e hold that of token 32 * mb + 16 * p + 8 * q + 2 * c + e: what a lane of the MMA's
+                 accumulators needs for 16 tokens is one load of 16 bytes
+
+K beyond the activations' own holds zeros, scales included; tokens beyond M hold anything.
 """
 
 from __future__ import annotations
@@ -40,11 +61,13 @@ from typing import Literal
 Format = Literal["w4a4", "w4a8", "w4a16"]
 Granularity = Literal["channel", "a128i", "g128", "g64", "g32", "g128i"]
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 BLOCK_ROWS, BLOCK_K = 32, 128
 TILE_ROWS = 16  # of an MMA's operand A
 TOKEN_TILE = 8  # of its operand B
 BYTE_ORDER = (0, 2, 1, 3)
+BLOCK_TOKENS = 32  # of INT4 activations
+MAGIC = 1.5 * 2.0**23  # the float to whose bits an integer below 2^22 can be added: its value rises by the integer
 NIBBLE_BYTES = BLOCK_ROWS * BLOCK_K // 2
 
 GROUP: dict[Granularity, int | None] = {"channel": None, "a128i": 128, "g128": 128, "g64": 64, "g32": 32, "g128i": 128}
@@ -60,7 +83,20 @@ def weight_group(granularity: Granularity) -> int | None:
     return None if granularity == "a128i" else GROUP[granularity]
 
 
-def block_bytes(granularity: Granularity) -> int:
-    """Bytes of one packed block of w4a8 or w4a16 weights: nibbles, then its groups' scale words."""
+def has_offsets(format: Format, granularity: Granularity) -> bool:
+    """Whether packed weights hold fp32 scales, and their offsets beside them."""
+    return (format, granularity) == ("w4a4", "g128")
+
+
+def block_bytes(granularity: Granularity, format: Format = "w4a8") -> int:
+    """Bytes of one packed block of weights: nibbles, then its groups' scales. w4a16's blocks are those of w4a8."""
     group = weight_group(granularity)
-    return NIBBLE_BYTES + (BLOCK_K // group * BLOCK_ROWS * 2 if group else 0)
+    if group is None:
+        return NIBBLE_BYTES
+    return NIBBLE_BYTES + BLOCK_K // group * BLOCK_ROWS * (8 if has_offsets(format, granularity) else 2)
+
+
+def token_block_bytes(granularity: Granularity) -> int:
+    """Bytes of one block of 32 tokens x 128 of K of INT4 activations: nibbles, then its groups' scales."""
+    group = GROUP[granularity]
+    return NIBBLE_BYTES + (BLOCK_K // group * BLOCK_TOKENS * 4 if group else 0)

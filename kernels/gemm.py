@@ -16,7 +16,6 @@ import torch
 from apex4_probe.errors import ApexError
 from apex4_probe.kernels import catalogue, launch, quantise
 from apex4_probe.kernels.compile import Kernel, compile_all
-from apex4_probe.kernels.formats import Format
 from apex4_probe.kernels.packing import (
     ACTIVATION_DTYPES,
     ALIGNMENT,
@@ -25,13 +24,12 @@ from apex4_probe.kernels.packing import (
     check_is_packed,
     check_packed,
 )
-from apex4_probe.kernels.quantise import QuantisedActivations
+from apex4_probe.kernels.quantise import QuantisedActivations, activation_kind
 from apex4_probe.kernels.quantised_weight import LARGEST_TENSOR, check_tensor
 from apex4_probe.kernels.variant import Shape, Tile, Variant
 
 ENTRY = "gemm"
 SIGNATURE = "PPPPPPPPiii"  # weights, row_scale, x, x_scale, x_sum, bias, out, workspace, m, n, k
-QUANTISED: dict[Format, quantise.Kind] = {"w4a8": "int8"}  # what a format's kernels read; not listed: x as it is
 
 _checked: WeakSet[PackedWeight] = WeakSet()  # those that check_packed has passed; they are frozen
 
@@ -98,12 +96,16 @@ def precompile(
     """Compile, a thread a core, and load what calls on a GPU will launch: before a CUDA graph is captured, or a server
     takes its first request.
 
-    ``dtype``: of x and y. ``quantisers``: pairs of K and Hadamard size of the weights whose activations are quantised.
-    Raises CompileError naming the variant.
+    ``dtype``: of x and y. ``quantisers``: pairs of K and Hadamard size of the weights whose activations are quantised,
+    as each of the picks wants it. Raises CompileError naming the variant.
     """
     target, bf16 = launch.chip(device).target, dtype == torch.bfloat16
+    picks, rows = list(picks), list(quantisers)
+    kinds = dict.fromkeys(activation_kind(variant.format, variant.granularity) for variant, _ in picks)
     gemms = dict.fromkeys(catalogue.kernel(variant, tile, target, bf16) for variant, tile in picks)
-    others = dict.fromkeys(quantise.kernel_for("int8", bf16, hadamard, k, target) for k, hadamard in quantisers)
+    others = dict.fromkeys(
+        quantise.kernel_for(kind, bf16, hadamard, k, target) for kind in kinds if kind for k, hadamard in rows
+    )
     compile_all([*gemms, *others])
     for kernel in gemms:
         _load(kernel, device)
@@ -131,8 +133,10 @@ def _check_quantised(
     if dtype not in ACTIVATION_DTYPES:
         raise ValueError(f"dtype must be fp16 or bf16, not {dtype}")
     _check_weight(packed)
-    if x.kind != QUANTISED.get(packed.format):
-        raise ValueError(f"x is quantised to {x.kind}, which {packed.format} weights cannot be multiplied with")
+    if x.kind != activation_kind(packed.format, packed.granularity):
+        raise ValueError(
+            f"x is quantised to {x.kind}, which {packed.format} {packed.granularity} weights cannot be multiplied with"
+        )
     if x.k != packed.k:
         raise ValueError(f"x has K = {x.k}, and packed has K = {packed.k}")
     device = launch.cuda_device("x", x.data)
@@ -195,7 +199,7 @@ def enqueue(
             enqueue(x, packed, variant, tile, bias, out, device, pdl)
         return
     m, n = out.shape[0], packed.n
-    kind = QUANTISED.get(packed.format)
+    kind = activation_kind(packed.format, packed.granularity)
     if kind is not None and isinstance(x, torch.Tensor):
         x = quantise.quantise(x, kind=kind, clip=packed.act_clip, hadamard=packed.hadamard, pdl=pdl)
         # Safe whatever the caller said: all that the kernel may read early is the weight, and the quantiser begins only
@@ -206,7 +210,7 @@ def enqueue(
     if ready.workspace_bytes:
         workspace = torch.empty(ready.workspace_bytes, dtype=torch.uint8, device=out.device)
     if isinstance(x, QuantisedActivations):
-        operand = x.data.data_ptr(), x.scale.data_ptr(), _address(x.row_sum)
+        operand = x.data.data_ptr(), _address(x.scale), _address(x.row_sum)
     else:
         operand = x.data_ptr(), 0, 0
     ready.call(

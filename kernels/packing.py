@@ -1,13 +1,7 @@
 """Weights packed into the order in which threads load them; ``formats.py`` says what that order is.
 
-``w4a8`` and ``w4a16`` share its layout. ``w4a4`` has the same blocks of 32 rows x 128 of K with the same scale words,
-but its nibbles are what ``mma.m16n8k64`` s4 takes as operand A without an instruction between:
-
-    nibbles  [tile 2][half 2][lane 32][word 4] of 32 bit; lane = 4 * g + c
-             tile t, half, lane (g, c), word 2 * s + r, nibble j (0: lowest) hold, in two's complement (code ^ 8),
-             row 32 * nb + 16 * t + 8 * r + g,  k = 128 * kb + 64 * half + 32 * s + 8 * c + j
-
-so words 0 … 3 are the operand of an MMA of 64, and words 0, 1 and 2, 3 those of two of 32, for groups of 32.
+``w4a8`` and ``w4a16`` share its layout; ``w4a4`` has the same blocks of 32 rows x 128 of K, but its nibbles are what
+``mma.m16n8k64`` s4 takes as operand A without an instruction between, and g128's scales are what its FFMAs take.
 
 Bounds. K is at most 65536, and with it every sum fits INT32 in whatever order it is taken, since the sum of the
 absolute products does:
@@ -32,10 +26,12 @@ from apex4_probe.kernels.formats import (
     GRANULARITIES,
     GROUP,
     LAYOUT_VERSION,
+    MAGIC,
     NIBBLE_BYTES,
     Format,
     Granularity,
     block_bytes,
+    has_offsets,
     weight_group,
 )
 from apex4_probe.kernels.hadamard import check_hadamard, hadamard_transform, normalisation
@@ -126,7 +122,7 @@ def check_packed(packed: PackedWeight) -> None:
     _check_shape("packed", packed.format, packed.n, packed.k)
     blocks = packed.n // BLOCK_ROWS * (packed.k_padded // BLOCK_K)
     for name, tensor, dtype, size in (
-        ("data", packed.data, torch.uint8, blocks * block_bytes(packed.granularity)),
+        ("data", packed.data, torch.uint8, blocks * block_bytes(packed.granularity, packed.format)),
         ("row_scale", packed.row_scale, torch.float32, packed.n),
     ):
         if tensor.dtype != dtype or tuple(tensor.shape) != (size,) or not tensor.is_contiguous():
@@ -185,10 +181,10 @@ def pack_quantised(
     row_blocks, k_blocks = n // BLOCK_ROWS, -(-k // BLOCK_K)
     codes = torch.nn.functional.pad(quantised.codes.contiguous(), (0, k_blocks * BLOCK_K - k), value=CODE_ZERO)
     blocks = torch.empty(
-        row_blocks, k_blocks, block_bytes(quantised.granularity), dtype=torch.uint8, device=codes.device
+        row_blocks, k_blocks, block_bytes(quantised.granularity, format), dtype=torch.uint8, device=codes.device
     )
     blocks[..., :NIBBLE_BYTES] = _nibbles_w4a4(codes) if format == "w4a4" else _nibbles(codes)
-    scales = _scale_bytes(quantised)
+    scales = _scale_bytes(quantised, has_offsets(format, quantised.granularity))
     if scales is not None:
         blocks[..., NIBBLE_BYTES:] = scales
     return PackedWeight(
@@ -215,6 +211,10 @@ def unpack(packed: PackedWeight) -> QuantisedWeight:
     codes = (_codes_w4a4(nibbles) if packed.format == "w4a4" else _codes(nibbles))[:, : packed.k].contiguous()
     if group is None:
         return QuantisedWeight(packed.granularity, codes, packed.row_scale)
+    if has_offsets(packed.format, packed.granularity):
+        floats = blocks[..., NIBBLE_BYTES:].contiguous().view(torch.float32).view(row_blocks, k_blocks, 2, 8, 2, 2)
+        scales = floats[:, :, 0].permute(0, 3, 4, 2, 1).reshape(packed.n, -1)  # [nb, kb, g, t, r] -> [nb, t, r, g, kb]
+        return QuantisedWeight(packed.granularity, codes, packed.row_scale, scales.to(torch.float16))
     # [nb, kb, j, t, g, r, byte 2] -> [nb, t, r, g, kb, j, byte 2]
     words = blocks[..., NIBBLE_BYTES:].view(row_blocks, k_blocks, BLOCK_K // group, 2, 8, 2, 2)
     halves = words.permute(0, 3, 5, 4, 1, 2, 6).reshape(packed.n, -1, 2)[:, : packed.k // group].contiguous()
@@ -243,7 +243,7 @@ def random_packed(
     def uniform(*shape: int) -> torch.Tensor:
         return torch.rand(shape, device=device, generator=generator)
 
-    shape = (row_blocks, k_blocks, block_bytes(granularity))
+    shape = (row_blocks, k_blocks, block_bytes(granularity, format))
     blocks = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
     if k % BLOCK_K:  # both orders have, from the second axis up: tile, half, lane, step of 32, its 8 bytes
         steps = blocks[:, -1, :NIBBLE_BYTES].view(row_blocks, 2, 2, 32, 2, 8)
@@ -251,7 +251,10 @@ def random_packed(
             steps[:, :, step // 2, :, step % 2] = 0 if format == "w4a4" else 0x88
     halves = blocks[..., NIBBLE_BYTES:]
     count = halves.shape[-1] // 2
-    if granularity == "g128i":
+    if has_offsets(format, granularity):
+        scale = (1 - 0.75 * uniform(row_blocks, k_blocks, BLOCK_ROWS)).to(torch.float16).to(torch.float32)
+        halves.copy_(torch.cat((scale, -MAGIC * scale), -1).view(torch.uint8))
+    elif granularity == "g128i":
         scale = torch.floor(uniform(row_blocks, k_blocks, count) * LARGEST_INTEGER_SCALE) + 1
         zero = torch.floor(uniform(row_blocks, k_blocks, count) * (256 - 15 * scale))
         halves.copy_(torch.stack((scale, zero), -1).flatten(-2))
@@ -350,11 +353,16 @@ def _codes_w4a4(nibbles: torch.Tensor) -> torch.Tensor:
     return codes.reshape(row_blocks * BLOCK_ROWS, k_blocks * BLOCK_K)
 
 
-def _scale_bytes(quantised: QuantisedWeight) -> torch.Tensor | None:
-    """uint8 [nb, kb, bytes of scale words]; padding gets scales of zero weights (float 1; of g128i there is none)."""
+def _scale_bytes(quantised: QuantisedWeight, offsets: bool) -> torch.Tensor | None:
+    """uint8 [nb, kb, bytes of scales]; padding gets scales of zero weights (float 1; groups of 128 have none)."""
     group = weight_group(quantised.granularity)
     if group is None:
         return None
+    if offsets:
+        assert quantised.group_scale is not None
+        scale = quantised.group_scale.to(torch.float32).reshape(quantised.n // BLOCK_ROWS, 2, 2, 8, -1)
+        ordered = scale.permute(0, 4, 3, 1, 2).flatten(2)  # [nb, t, r, g, kb] -> [nb, kb, g, t, r]
+        return torch.cat((ordered, -MAGIC * ordered), -1).view(torch.uint8)
     if quantised.integer_scale is not None and quantised.zero is not None:
         halves = torch.stack((quantised.integer_scale, quantised.zero), dim=-1)
     else:

@@ -1,6 +1,6 @@
-"""The activation quantiser: fp16 or bf16 rows to INT8 in operand order or to packed INT4, Hadamard transform included.
+"""The activation quantiser: fp16 or bf16 rows to INT8 or INT4 in operand order, Hadamard transform included.
 
-Arithmetic: ``reference.py``, to the bit. Layout of INT8: ``formats.py``. How a row is split over threads: ``row_split``
+Arithmetic: ``reference.py``, to the bit. Layouts: ``formats.py``. How a row is split over threads: ``row_split``
 here, what each thread does: ``cuda/quantise.cu``.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from apex4_probe.kernels.compile import Kernel, cuda_header
-from apex4_probe.kernels.formats import BLOCK_K, TOKEN_TILE
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, NIBBLE_BYTES, TOKEN_TILE, Format, Granularity
 from apex4_probe.kernels.hadamard import check_hadamard
 from apex4_probe.kernels.launch import PREPARED, Launch, chip, cuda_device, current_stream, load_kernel, prepared
 from apex4_probe.kernels.packing import LARGEST_K, SMALLEST_K_STEP
@@ -33,9 +33,16 @@ KIND_GROUP: dict[Kind, int | None] = {
     "int4_a128i": 128,
 }
 INTEGER_GROUPS: Kind = "int4_a128i"
+W4A4_KINDS: dict[Granularity, Kind] = {
+    "channel": "int4",
+    "a128i": "int4_a128i",
+    "g128": "int4_g128",
+    "g64": "int4_g64",
+    "g32": "int4_g32",
+}
 
 ENTRY = "quantise"
-SIGNATURE = "PPPPPiif"  # x, data, scale, row_sum, group_scale, m, k, clip
+SIGNATURE = "PPPPiif"  # x, data, scale, row_sum, m, k, clip
 
 DTYPES = (torch.float16, torch.bfloat16)
 ALIGNMENT = 16  # bytes of a thread's load
@@ -54,18 +61,17 @@ TRANSFORM_CHUNKS = 128  # a transformed row of 32768 takes half the register fil
 class QuantisedActivations:
     """x [m, k] as kernels read it.
 
-    ``data``: uint8; int8: 1-D, ceil(k / 128) * ceil(m / 8) tiles of 1024 bytes in the order of ``formats.py``; int4:
-    [m, k / 2], two's complement, the lower k in the low nibble. ``scale``: fp32 [m], for ``int4_g…`` [m, k / group].
-    ``row_sum``: int32 [m], int8 only. ``group_scale``: uint8 [m, k / 128] in 1 … 16, ``int4_a128i`` only.
+    ``data``: uint8, 1-D, in the order of ``formats.py``, scales of groups included; int8: ceil(k / 128) * ceil(m / 8)
+    tiles of 1024 bytes; int4: ceil(k / 128) * ceil(m / 32) blocks. ``scale``: fp32 [m], not for ``int4_g…``.
+    ``row_sum``: int32 [m], int8 only.
     """
 
     kind: Kind
     m: int
     k: int
     data: torch.Tensor
-    scale: torch.Tensor
+    scale: torch.Tensor | None
     row_sum: torch.Tensor | None
-    group_scale: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,13 @@ def quantise(
     else:
         _enqueue(x, activations, clip, hadamard, pdl, device)
     return activations
+
+
+def activation_kind(format: Format, granularity: Granularity) -> Kind | None:
+    """How the activations of a packing are quantised; None where they are not."""
+    if format == "w4a16":
+        return None
+    return "int8" if format == "w4a8" else W4A4_KINDS[granularity]
 
 
 def kernel_for(kind: Kind, bf16: bool, hadamard: int | None, k: int, target: str) -> Kernel:
@@ -185,9 +198,8 @@ def _enqueue(
         current_stream(device),
         x.data_ptr(),
         to.data.data_ptr(),
-        to.scale.data_ptr(),
+        0 if to.scale is None else to.scale.data_ptr(),
         0 if to.row_sum is None else to.row_sum.data_ptr(),
-        0 if to.group_scale is None else to.group_scale.data_ptr(),
         to.m,
         to.k,
         clip,
@@ -201,21 +213,20 @@ def _launch(kind: Kind, bf16: bool, hadamard: int | None, m: int, k: int, pdl: b
 
 
 def _empty(kind: Kind, m: int, k: int, device: torch.device) -> QuantisedActivations:
+    group, k_blocks = KIND_GROUP[kind], -(-k // BLOCK_K)
     if kind == "int8":
-        tiles = -(-k // BLOCK_K) * -(-m // TOKEN_TILE)
-        data = torch.empty(tiles * BLOCK_K * TOKEN_TILE, dtype=torch.uint8, device=device)
+        size = k_blocks * -(-m // TOKEN_TILE) * BLOCK_K * TOKEN_TILE
     else:
-        data = torch.empty((m, k // 2), dtype=torch.uint8, device=device)
-    group = KIND_GROUP[kind]
-    integer = kind == INTEGER_GROUPS
+        scales = BLOCK_K // group * BLOCK_TOKENS * 4 if group else 0
+        size = k_blocks * -(-m // BLOCK_TOKENS) * (NIBBLE_BYTES + scales)
+    has_token_scale = group is None or kind == INTEGER_GROUPS
     return QuantisedActivations(
         kind,
         m,
         k,
-        data,
-        scale=torch.empty((m, k // group) if group and not integer else (m,), dtype=torch.float32, device=device),
+        data=torch.empty(size, dtype=torch.uint8, device=device),
+        scale=torch.empty(m, dtype=torch.float32, device=device) if has_token_scale else None,
         row_sum=torch.empty(m, dtype=torch.int32, device=device) if kind == "int8" else None,
-        group_scale=torch.empty((m, k // BLOCK_K), dtype=torch.uint8, device=device) if integer else None,
     )
 
 

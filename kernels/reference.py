@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import torch
 
-from apex4_probe.kernels.formats import BLOCK_K, BYTE_ORDER, TOKEN_TILE, weight_group
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, BYTE_ORDER, TOKEN_TILE, weight_group
 from apex4_probe.kernels.hadamard import check_hadamard, hadamard_transform, normalisation
 from apex4_probe.kernels.packing import PackedWeight, check_act_clip, check_activations, check_packed, unpack
 from apex4_probe.kernels.quantised_weight import LARGEST_INTEGER_SCALE, QuantisedWeight, check_tensor
@@ -90,6 +90,27 @@ def arrange_int8(q: torch.Tensor) -> torch.Tensor:
     #                    mt  g           kb  half s c  h  k of a word
     parts = padded.view(-1, TOKEN_TILE, padded.shape[1] // BLOCK_K, 2, 2, 4, 2, 4)[..., list(BYTE_ORDER)]
     return parts.permute(2, 0, 3, 1, 5, 4, 6, 7).contiguous().view(torch.uint8).view(-1)
+
+
+def arrange_int4(q: torch.Tensor, group_scale: torch.Tensor | None = None) -> torch.Tensor:
+    """``q`` int8 [M, K] in -8 … 7 as the bytes (uint8, 1-D) w4a4 kernels read: ``formats.py``; tokens beyond M zero.
+
+    ``group_scale``: fp32 or, of a128i, any integer type, [M, K / group].
+    """
+    m, k = q.shape
+    padded = torch.nn.functional.pad(q, (0, -k % BLOCK_K, 0, -m % BLOCK_TOKENS))
+    token_blocks, k_blocks = padded.shape[0] // BLOCK_TOKENS, padded.shape[1] // BLOCK_K
+    #                                           mb            j  g           kb half s c byte of a word
+    parts = pack_int4(padded).view(token_blocks, 4, TOKEN_TILE, k_blocks, 2, 2, 4, 4)
+    nibbles = parts.permute(3, 0, 1, 2, 6, 4, 5, 7).reshape(k_blocks, token_blocks, -1)
+    if group_scale is None:
+        return nibbles.reshape(-1)
+    scales = group_scale if group_scale.dtype == torch.float32 else group_scale.to(torch.int32)
+    per_block = BLOCK_K * scales.shape[1] // k
+    scales = torch.nn.functional.pad(scales, (0, -scales.shape[1] % per_block, 0, -m % BLOCK_TOKENS))
+    #                  mb            p  q  c  e  kb        group
+    parts = scales.view(token_blocks, 2, 2, 4, 2, k_blocks, per_block).permute(5, 0, 6, 1, 3, 2, 4).contiguous()
+    return torch.cat((nibbles, parts.view(torch.uint8).view(k_blocks, token_blocks, -1)), -1).view(-1)
 
 
 def pack_int4(q: torch.Tensor) -> torch.Tensor:

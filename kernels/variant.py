@@ -80,8 +80,10 @@ class Variant:
     ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder.
     ``tiles``: the legal space; ``default``: picks from it without having measured, for a shape that one of its tiles
     runs. ``refuses``: why a tile cannot run a shape on a chip, "" where it can. ``macros``: beside the tile's.
-    ``strategy``: a name of apex4_probe/strategies.py. ``then_fp16``: the kernel writes the weight [N, K] in the
-    activations' type to its workspace and nothing to out; torch's dense GEMM follows.
+    ``strategy``: a name of apex4_probe/strategies.py. ``options``: further compiler options that its counts depend on,
+    never from a file. ``native_on``: compute capabilities whose Tensor Cores execute its MMA, None: all that it runs
+    on; elsewhere the compiler emulates it, exact and slow: for correctness, never for speed. ``then_fp16``: the kernel
+    writes the weight [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
     """
 
     name: str
@@ -96,4 +98,15 @@ class Variant:
     default: Callable[[Shape, Chip], Tile]
     refuses: Callable[[Tile, Shape, Chip], str]
     geometry: Callable[[Tile, Shape, Chip], Geometry]
+    options: tuple[str, ...] = ()
+    native_on: tuple[str, ...] | None = None
     then_fp16: bool = False
+
+    def emulated_on(self, chip: Chip) -> str:
+        """Why the variant is not fast on the chip, "" where its MMA is native."""
+        if self.native_on is None or chip.compute_capability in self.native_on:
+            return ""
+        return (
+            f"its MMA is emulated on compute capability {chip.compute_capability}: exact, but slow (native on "
+            f"{', '.join(self.native_on)})"
+        )

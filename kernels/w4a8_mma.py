@@ -95,7 +95,7 @@ def _variant(granularity: Granularity, tiles: tuple[Tile, ...], strategy: str, d
         strategy=strategy,
         description=description,
         source="w4a8_mma.cu",
-        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "widen.cuh"),
+        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "output_tile.cuh", "widen.cuh"),
         macros=(("group", GROUP[granularity] or 0), ("integer_scales", int(granularity == "g128i"))),
         tiles=tiles,
         default=default,

@@ -1,10 +1,11 @@
-// Activation quantiser: x [M, K] fp16 or bf16 -> INT8 in operand order, or packed INT4; optional block Hadamard before.
+// Activation quantiser: x [M, K] fp16 or bf16 -> INT8 or INT4 in operand order; optional block Hadamard before.
 // One pass over memory: a row is read once, 16 bytes a load, and stays in registers between its maximum and its codes.
 //
 //   rows       WARPS warps a row, ROWS rows a CTA; rows of a CTA share nothing but the launch
 //   k          a vector is 8 consecutive k, one load. Warp w holds vectors (w * VECTORS + j) * 32 + lane, so that one
 //              load of a warp is 512 consecutive bytes. INT8 operand order keeps 8 consecutive k together too: a store
-//              is 8 bytes a lane, and 64 a token and half of 128 k: whole sectors; tokens beside it fill lines in L2
+//              is 8 bytes a lane, and 64 a token and half of 128 k: whole sectors; tokens beside it fill lines in L2.
+//              INT4 likewise, 4 bytes a lane and 64 a token and 128 k; scales of groups lie behind their codes
 //   maximum    of absolute values by max.NaN, so that Inf and NaN survive, then by redux.sync on the bits, which order
 //              like the values. A row (a group where groups have scales) that holds one gets scale NaN and codes 0
 //   rounding   adding 1.5 * 2^23 rounds to nearest even and leaves the code in the low bits: no F2I, which
@@ -254,11 +255,26 @@ static __device__ __forceinline__ u32 low_bytes(u32 a, u32 b, u32 c, u32 d) {
   return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
-// Where a lane's first vector goes, in units of 8 bytes, in the INT8 layout of kernels/formats.py,
-// [k / 128][token / 8][half][g][c][word]: a chunk is two blocks of k, so the next one is 2 * tiles tiles of 128 units on.
-static __device__ __forceinline__ u32 operand_place(int token, int tiles, int lane) {
-  const u32 tile = (lane >> 4) * tiles + (token >> 3);
-  return tile * 128 + (lane >> 3 & 1) * 64 + (token & 7) * 8 + (lane & 3) * 2 + (lane >> 2 & 1);
+// Layouts of kernels/formats.py are pieces of 128 k, [k / 128][token / PIECE_TOKENS]. Places count in units of what a
+// lane stores: 8 bytes of INT8, 4 of INT4.
+constexpr int PIECE_TOKENS = BITS == 8 ? 8 : 32;
+constexpr u32 PIECE = BITS == 8 ? 1024 / 8 : (2048 + (GROUP ? 128 / GROUP * 128 : 0)) / 4;
+
+// The piece of a lane's first vector: a chunk is two blocks of k, so the next one is 2 * pieces on.
+static __device__ __forceinline__ u32 piece_place(int token, int pieces, int lane) {
+  return ((lane >> 4) * pieces + (u32)token / PIECE_TOKENS) * PIECE;
+}
+
+// A lane's vector in its piece: INT8 [half][g][c][word 2 * s + h], INT4 [tile][g][c][word 2 * half + s].
+static __device__ __forceinline__ u32 place_in_piece(int token, int lane) {
+  const u32 half = lane >> 3 & 1, g = token & 7, c = lane & 3, s = lane >> 2 & 1;
+  return BITS == 8 ? half * 64 + g * 8 + c * 2 + s : (token >> 3 & 3) * 128 + g * 16 + c * 4 + half * 2 + s;
+}
+
+// The scale of a lane's group in its piece of INT4: [group][tile pair][c][tile][e].
+static __device__ __forceinline__ u32 scale_place_in_piece(int token, int lane) {
+  const u32 group = (lane & 15) / (GROUP ? GROUP / 8 : 1);
+  return 2048 / 4 + group * 32 + (token >> 4 & 1) * 16 + (token >> 1 & 3) * 4 + (token >> 3 & 1) * 2 + (token & 1);
 }
 
 // Predicated: into a branch of its own ptxas moves all of a store's address, for each vector anew.
@@ -273,10 +289,10 @@ static __device__ __forceinline__ void store_where(bool within, u32* to, u32 wor
 
 // ---- the kernel --------------------------------------------------------------------------------------------------
 
-// data: INT8 [k / 128][m / 8] tiles, or nibbles [m, k / 2]. scale: fp32 [m]; with float groups [m, k / GROUP].
-// row_sum: int32 [m], INT8 only. group_scale: bytes [m, k / 128], integer groups only.
+// data: pieces of 128 k, scales of groups included. scale: fp32 [m], not with float groups. row_sum: int32 [m], INT8
+// only.
 extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
-    quantise(const uint4* x, u8* data, float* scale, int* row_sum, u8* group_scale, int m, int k, float clip) {
+    quantise(const uint4* x, u8* data, float* scale, int* row_sum, int m, int k, float clip) {
   extern __shared__ float4 swapping[];
   __shared__ u32 maxima[ROWS][32];
   __shared__ int sums[ROWS][32];
@@ -336,8 +352,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
     if (warp == 0 && lane == 0) scale[token] = __fmul_rn(of_row.scale, FACTOR);
   }
 
-  const int tiles = (m + 7) / 8;
-  const u32 place = BITS == 8 ? operand_place(token, tiles, lane) : (u32)token * vectors + lane;  // below 2^31
+  const u32 pieces = (m + PIECE_TOKENS - 1) / PIECE_TOKENS, first_piece = piece_place(token, pieces, lane);
+  const u32 place = first_piece + place_in_piece(token, lane);  // below 2^31, as all that follow
   int sum = 0;
 #pragma unroll 1
   for (int segment = 0; segment < SEGMENTS; segment++) {
@@ -346,22 +362,24 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
     for (int j = 0; j < VECTORS; j++) {
       const int chunk = segment * (SEGMENT / 32) + Segment::held(warp, j);
       const int vector = chunk * 32 + lane;
+      const bool within = vector < (vectors + 15) / 16 * 16;  // zeros to the end of the last 128
       float inverse = of_row.inverse;
       u32 keep = of_row.keep;
       if (GROUP) {
         const float most = __fmul_rn(__uint_as_float(group_max(j)), clip);
-        const bool first = vector % (GROUP / 8) == 0 && vector < vectors;
-        const u64 group = (u64)token * (k / (GROUP ? GROUP : 1)) + vector / (GROUP ? GROUP / 8 : 1);
+        const bool first = vector % (GROUP ? GROUP / 8 : 1) == 0 && within;
+        const u32 scale_place = first_piece + scale_place_in_piece(token, lane) + chunk * (2 * PIECE * pieces);
+        u32* const group_scale = reinterpret_cast<u32*>(data) + scale_place;
         if (INTEGER_GROUPS) {
           // fmaxf passes over NaN: 0 / 0, or a row that holds one.
           const float steps = ceilf(__fdiv_rn(most, __fmul_rn(LIMIT, of_row.scale)));
           const float integer = fminf(fmaxf(steps, 1.0f), MAX_GROUP_SCALE);
           inverse = Scale::inverse_of(__fmul_rn(integer, of_row.scale), 1.0f);
-          if (first) group_scale[group] = (u8)integer;
+          if (first) *group_scale = (u32)integer;
         } else {
           const Scale of_group = Scale::of(most, STEPS);
           inverse = of_group.inverse, keep = of_group.keep;
-          if (first) scale[group] = __fmul_rn(of_group.scale, FACTOR);
+          if (first) *group_scale = __float_as_uint(__fmul_rn(of_group.scale, FACTOR));
         }
       }
       float values[8];
@@ -373,13 +391,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
         const uint2 words = make_uint2(low_bytes(code[0], code[2], code[1], code[3]) & keep,
                                        low_bytes(code[4], code[6], code[5], code[7]) & keep);
         sum = __dp4a((int)words.x, 0x01010101, __dp4a((int)words.y, 0x01010101, sum));
-        const bool within = vector < (vectors + 15) / 16 * 16;  // zeros to the end of the last 128
-        store_where(within, reinterpret_cast<uint2*>(data) + (place + chunk * (256u * tiles)), words);
+        store_where(within, reinterpret_cast<uint2*>(data) + (place + chunk * (2 * PIECE * pieces)), words);
       } else {
         const u32 even = low_bytes(code[0], code[2], code[4], code[6]);
         const u32 odd = low_bytes(code[1], code[3], code[5], code[7]);
         const u32 word = ((even & 0x0F0F0F0Fu) | (odd << 4 & 0xF0F0F0F0u)) & keep;
-        store_where(vector < vectors, reinterpret_cast<u32*>(data) + (place + chunk * 32), word);
+        store_where(within, reinterpret_cast<u32*>(data) + (place + chunk * (2 * PIECE * pieces)), word);
       }
     }
   }

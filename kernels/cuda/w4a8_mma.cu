@@ -35,6 +35,7 @@
 
 #include "async_copy.cuh"
 #include "output.cuh"
+#include "output_tile.cuh"
 #include "widen.cuh"
 
 // GROUP: weights along K that share a scale, 0 for channel. INTEGER_SCALES: of g128i.
@@ -68,20 +69,6 @@ static_assert(TOKEN_TILES % BATCH == 0 && TOKENS <= THREADS && STAGES >= 2, "");
 // Registers bound it: the accumulators and about a hundred more; a float group's own sums and operands beside them.
 constexpr int REGISTERS = TOKENS <= 16 ? 128 : TOKENS == 128 || FLOAT_SCALES ? 256 : TOKENS == 64 ? 168 : 128;
 constexpr int CTAS_PER_SM = 65536 / (THREADS * REGISTERS);
-
-constexpr int RASTER_TOKEN_TILES = 8;  // CTAs in flight cover a patch of out this many tiles wide: both operands hit L2
-
-struct Corner {
-  int row, token;
-};
-
-// CTAs in order: down the rows within a band of RASTER_TOKEN_TILES tiles of tokens, then the next band.
-static constexpr __device__ Corner corner(int cta, int m, int n) {
-  const int row_tiles = (n + ROWS - 1) / ROWS, token_tiles = (m + TOKENS - 1) / TOKENS;
-  const int first = cta / (RASTER_TOKEN_TILES * row_tiles) * RASTER_TOKEN_TILES, within = cta - first * row_tiles;
-  const int width = token_tiles - first < RASTER_TOKEN_TILES ? token_tiles - first : RASTER_TOKEN_TILES;
-  return {within / width * ROWS, (first + within % width) * TOKENS};
-}
 
 // Predicated, where an if() may become a branch that splits the loop.
 static __device__ __forceinline__ void copy_16_async_if(bool wanted, u32 to, const void* from) {
@@ -279,14 +266,6 @@ static __device__ __forceinline__ void multiply(float (&sum)[ROW_TILES][TOKEN_TI
       }
     }
   }
-}
-
-// Two tokens' values of one row -> one token's values of two rows: lane (g, c) gives row g of tokens 2c, 2c + 1 and
-// gets token g's rows 2c, 2c + 1.
-static __device__ __forceinline__ u32 transposed(u32 pair) {
-  u32 result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
-  return result;
 }
 
 static __device__ __forceinline__ Widened widened(int second_row) {

@@ -18,6 +18,7 @@ from apex4_probe.kernels.hadamard import hadamard_transform, normalisation  # no
 from apex4_probe.kernels.packing import PackedWeight, pack, pack_quantised, random_packed, unpack  # noqa: E402
 from apex4_probe.kernels.quantised_weight import QuantisedWeight  # noqa: E402
 from apex4_probe.kernels.reference import (  # noqa: E402
+    arrange_int4,
     arrange_int8,
     pack_int4,
     quantise_int4,
@@ -223,6 +224,43 @@ def test_int8_bytes_lie_where_the_layout_says(m: int, k: int) -> None:
         if token < m:
             assert found[at] == (q[token, column].item() if column < k else 0)
     assert len(seen) == data.numel()
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "group"), [(5, 160, None), (70, 384, None), (35, 256, 128), (33, 192, 64), (3, 96, 32)]
+)
+@pytest.mark.parametrize("integer", [False, True])
+def test_int4_activations_lie_where_the_layout_says(m: int, k: int, group: int | None, integer: bool) -> None:
+    random = generator(3)
+    q = torch.randint(-8, 8, (m, k), generator=random, dtype=torch.int8)
+    scale = None
+    if group is not None:
+        scale = torch.rand(m, k // group, generator=random) + 0.1
+        scale = (scale * 15).to(torch.uint8) if integer else scale
+    data = arrange_int4(q, scale).numpy()
+    k_blocks, token_blocks = -(-k // 128), -(-m // 32)
+    groups = 128 // group if group else 0
+    data = data.reshape(k_blocks, token_blocks, 2048 + groups * 32 * 4)
+    seen = set()
+    for j, g, c, word, nibble in np.ndindex(4, 8, 4, 4, 8):
+        half, s = divmod(word, 2)
+        token, column = 8 * j + g, 64 * half + 32 * s + 8 * c + nibble
+        seen.add((token, column))
+        at = (j * 32 + 4 * g + c) * 16 + word * 4 + nibble // 2
+        found = data[:, :, at] >> (4 * (nibble % 2)) & 15
+        for kb, mb in np.ndindex(k_blocks, token_blocks):
+            if 32 * mb + token < m:
+                wanted = q[32 * mb + token, 128 * kb + column].item() if 128 * kb + column < k else 0
+                assert found[kb, mb] == wanted & 15
+    assert len(seen) == 32 * 128
+    if scale is None or group is None:
+        return
+    words = data[..., 2048:].copy().view(np.int32 if integer else fp32)
+    for kb, mb, i, pair, c, tile, e in np.ndindex(k_blocks, token_blocks, groups, 2, 4, 2, 2):
+        token, column = 32 * mb + 16 * pair + 8 * tile + 2 * c + e, kb * groups + i
+        if token < m:
+            wanted = scale[token, column].item() if column < k // group else 0
+            assert words[kb, mb, (((i * 2 + pair) * 4 + c) * 2 + tile) * 2 + e] == wanted
 
 
 def test_int4_nibbles_are_twos_complement_lower_k_first() -> None:
@@ -444,8 +482,8 @@ def test_the_argument_that_is_wrong_is_named(x: Tensor, bias: Tensor | None, com
             linear(x, packed, bias)
         with pytest.raises(ValueError, match="packed must be a PackedWeight, as pack returns it, not Tensor"):
             linear(torch.ones(2, 128).half(), torch.ones(32, 128))
-        with pytest.raises(ValueError, match=r"packed\.layout_version is 2"):
-            linear(torch.ones(2, 128).half(), replace(packed, layout_version=2))
+        with pytest.raises(ValueError, match=r"packed\.layout_version is 3"):
+            linear(torch.ones(2, 128).half(), replace(packed, layout_version=3))
 
 
 @pytest.mark.parametrize("shape", [(256,), (1, 256), (2, 3, 256), (2, 0, 256)])
