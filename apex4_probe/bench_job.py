@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from apex4_probe.architecture import architecture
-from apex4_probe.bench_plan import BenchRequest, Plan, best_tiles, finalists, read
+from apex4_probe.bench_plan import BenchRequest, Plan, finalists, read
 from apex4_probe.bench_records import Bench, BenchHeader, ChainTiming, Refusal, bench_csv, bench_json
 from apex4_probe.checkout import commit
 from apex4_probe.deployment import GemmTiming, Measurement
@@ -22,6 +22,7 @@ from apex4_probe.microbench.gemm_buffers import ROTATE_BYTES
 from apex4_probe.output_folder import choose, require_writable, slug
 from apex4_probe.progress import Report, reporting
 from apex4_probe.rates import MMA_SYNC, WGMMA, Operand, Rates
+from apex4_probe.selection import best_tiles
 
 if TYPE_CHECKING:
     from apex4_probe.emit import Display

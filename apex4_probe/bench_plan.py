@@ -105,16 +105,6 @@ def finalists(picks: Sequence[tuple[Variant, Tile]], heat: Iterable[GemmTiming])
     return [(variant, tile) for variant, tile in picks if (variant.name, tile.name) in kept]
 
 
-def best_tiles(records: Iterable[GemmTiming]) -> list[GemmTiming]:
-    """Of each variant's tiles at one shape, M and method, the fastest."""
-    found: dict[tuple[int, int, int, str, str], GemmTiming] = {}
-    for record in records:
-        key = (record.n, record.k, record.m, record.variant, record.method)
-        if key not in found or record.us < found[key].us:
-            found[key] = record
-    return list(found.values())
-
-
 def read(request: BenchRequest) -> Plan:
     """Validate a request. Raises ApexError naming the option."""
     model = load_model(request.model)

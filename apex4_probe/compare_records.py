@@ -52,9 +52,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class Gain:
-    """Speed-up over FP16 of one uniform plan or of the published mix over the whole workload; always predicted.
+    """Speed-up over FP16 of one uniform plan or of the published mix over the whole workload.
 
-    ``low``: no overlap of the pipes, ``high``: full overlap. ``strategy``: how its group scales are applied.
+    ``origin``: measured where every GEMM of it and of FP16 was timed on the device; else predicted, ``low`` without
+    overlap of the pipes and ``high`` with all of it. ``strategy``: how its group scales are applied.
     """
 
     format: Format
@@ -64,6 +65,7 @@ class Gain:
     low: float
     high: float
     expected_loss: float
+    origin: Origin
 
 
 @dataclass(frozen=True)

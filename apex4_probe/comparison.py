@@ -156,6 +156,7 @@ def _gain(candidate: Candidate, fp16: Candidate, strategy: str) -> Gain:
         low=fp16.us / candidate.high,
         high=fp16.us / candidate.low,
         expected_loss=candidate.loss,
+        origin="measured" if candidate.timed and fp16.timed else "predicted",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from apex4_probe.candidates import RESOLUTION, Candidate
@@ -36,6 +36,7 @@ PIPE_NAMES = {
     "launch": "kernel launch and ramp",
 }
 MANY_POINTS = 4  # of a workload: beyond them a sentence names the extremes
+WORTH_ANOTHER = 1.25  # times faster, from which on a part of the workload is worth naming for its other plan
 LISTED_SHORTFALL = 0.75  # of the architecture's INT4 rate: a datasheet below it lists something else than the silicon
 
 
@@ -50,6 +51,7 @@ class Question:
     runner_up: Candidate | None
     costs: Sequence[StrategyBalance]
     rates: Rates
+    fits: Callable[[Candidate], bool]  # in the device's memory
 
 
 def reason(question: Question, candidates: Sequence[Candidate], unavailable: Sequence[Rejected]) -> str:
@@ -63,6 +65,7 @@ def reason(question: Question, candidates: Sequence[Candidate], unavailable: Seq
         sentences += _faster(question, candidates)
     elif question.runner_up is not None:
         sentences.append(_next(question.runner_up, chosen))
+        sentences += _one_point_alone(question, candidates)
     return " ".join(sentences)
 
 
@@ -101,6 +104,22 @@ def _next(other: Candidate, chosen: Candidate) -> str:
         faster = chosen.us / other.us - 1
         return f"{short(other)} is {faster:.1%} faster, which is noise, and would lose {other.loss:.2f} nats."
     return f"Next comes {short(other)}, {other.us / chosen.us - 1:.0%} slower ({other.loss:.2f} nats)."
+
+
+def _one_point_alone(question: Question, candidates: Sequence[Candidate]) -> Iterable[str]:
+    """Where a part of the workload has another fastest plan: who serves that part on its own should know."""
+    workload, chosen = question.workload, question.chosen
+    asked = [c for c in candidates if workload.format in ("auto", c.format)]
+    pool = [c for c in asked if c.loss <= workload.max_quality_loss and question.fits(c)]
+    found = []
+    for index, point in enumerate(workload.points):
+        best = min(pool, key=lambda c: c.point_us[index], default=chosen)
+        gain = chosen.point_us[index] / best.point_us[index]
+        if gain >= WORTH_ANOTHER:
+            found.append((gain, describe(point), short(best)))
+    if found and len(workload.points) > 1:
+        gain, where, name = max(found)
+        yield f"For {where} alone {name} would be {gain:.2f}x as fast."
 
 
 def _stay(question: Question, candidates: Sequence[Candidate], unavailable: Sequence[Rejected]) -> Iterable[str]:
@@ -209,17 +228,22 @@ def layer_reason(times: Sequence[LayerTime], workload: WorkloadRecord) -> str:
     """What bounds this layer at each point of the workload, and its speed-up there; many points together by bound."""
     if len(times) <= MANY_POINTS:
         parts = [
-            f"{describe(point)}: {time.us_fp16 / time.us:.2f}x FP16, bound by {PIPE_NAMES[time.bound_by]}"
+            f"{describe(point)}: {time.us_fp16 / time.us:.2f}x FP16{_timed(time)} bound by {PIPE_NAMES[time.bound_by]}"
             for point, time in zip(workload.points, times, strict=True)
         ]
         return "; ".join(parts)
-    gains: dict[str, list[float]] = {}
+    gains: dict[tuple[str, str], list[float]] = {}
     for time in times:
-        gains.setdefault(time.bound_by, []).append(time.us_fp16 / time.us)
+        gains.setdefault((time.bound_by, _timed(time)), []).append(time.us_fp16 / time.us)
     return "; ".join(
-        f"bound by {PIPE_NAMES[pipe]} at {len(found)} of {len(times)}: {min(found):.2f} to {max(found):.2f}x FP16"
-        for pipe, found in gains.items()
+        f"{min(found):.2f} to {max(found):.2f}x FP16{timed} bound by {PIPE_NAMES[pipe]} at {len(found)} of {len(times)}"
+        for (pipe, timed), found in gains.items()
     )
+
+
+def _timed(time: LayerTime) -> str:
+    """A stopwatch does not say what binds."""
+    return ", timed, and in the model" if time.origin == "measured" else ","
 
 
 def emulated(rates: Rates) -> str:

@@ -122,7 +122,7 @@ def _decide(
     runner_up = next((c for c in others if c.granularity != "mixed" or c.detail == PUBLISHED_DETAIL), None)
     robust = all(rule(field, us)[0].label == chosen.label for us in (lambda c: c.low, lambda c: c.high))
     margin = _margin(runner_up.us, chosen.us) if runner_up else None
-    question = explain.Question(workload, paper, field.fp16, chosen, runner_up, costs, rates)
+    question = explain.Question(workload, paper, field.fp16, chosen, runner_up, costs, rates, field.fits)
     decision = Decision(
         format=chosen.format,
         granularity=chosen.granularity,

@@ -33,10 +33,10 @@ def total_us(timing: GemmTiming) -> float:
 
 
 def best_tiles(timings: Iterable[GemmTiming]) -> list[GemmTiming]:
-    """Of every variant its fastest tile, by GEMM and M; the order of first appearance."""
-    best: dict[tuple[int, int, int, str], GemmTiming] = {}
+    """Of every variant its fastest tile, by GEMM, M and method; the order of first appearance."""
+    best: dict[tuple[int, int, int, str, str], GemmTiming] = {}
     for timing in timings:
-        key = (timing.n, timing.k, timing.m, timing.variant)
+        key = (timing.n, timing.k, timing.m, timing.method, timing.variant)
         if key not in best or timing.us < best[key].us:
             best[key] = timing
     return list(best.values())

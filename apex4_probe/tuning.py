@@ -169,7 +169,7 @@ def _chosen(cell: Cell, ready: set[Pick], room: int) -> list[Pick]:
 def _told(left_out: _LeftOut, cells: Sequence[Cell], budget_s: float) -> Iterable[str]:
     parts = []
     if left_out.tiles:
-        parts.append(f"{left_out.tiles} further tiles of kernels that were")
+        parts.append(f"{left_out.tiles} further tiles of these kernels")
     if left_out.cells:
         tokens = ", ".join(str(m) for m in sorted({cell.shape.m for cell in left_out.cells}))
         parts.append(f"{len(left_out.cells)} of {len(cells)} pairs of layer shape and M (M = {tokens})")

@@ -9,13 +9,18 @@ import difflib
 from functools import cache
 
 from apex4_probe.errors import ApexError
-from apex4_probe.kernels import w4a8_mma, w4a8_small, w4a16
+from apex4_probe.kernels import w4a4_mma, w4a8_mma, w4a8_small, w4a16
 from apex4_probe.kernels.compile import Kernel, cuda_header
 from apex4_probe.kernels.formats import Format, Granularity
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
 
 # The first that is legal is the safe choice: families for few tokens, which refuse many, before those for any number.
-VARIANTS: tuple[Variant, ...] = (*w4a8_small.VARIANTS, *w4a8_mma.VARIANTS, *w4a16.VARIANTS)
+VARIANTS: tuple[Variant, ...] = (
+    *w4a8_small.VARIANTS,
+    *w4a8_mma.VARIANTS,
+    *w4a16.VARIANTS,
+    *w4a4_mma.VARIANTS,
+)
 
 _BY_NAME = {variant.name: variant for variant in VARIANTS}
 
@@ -53,7 +58,7 @@ def legal(variant: Variant, shape: Shape, chip: Chip) -> str:
 def safe_tile(variant: Variant, shape: Shape, chip: Chip) -> Tile:
     """The variant's default. Raises ApexError with the reason where none of its tiles runs the shape."""
     if reason := legal(variant, shape, chip):
-        raise ApexError(f"{variant.name} cannot run {_size(shape)} on {chip.target}: {reason}")
+        raise ApexError(f"{variant.name} cannot run {shape.text} on {chip.target}: {reason}")
     return variant.default(shape, chip)
 
 
@@ -65,7 +70,7 @@ def default_choice(format: Format, granularity: Granularity, shape: Shape, chip:
             return variant, variant.default(shape, chip)
         reasons[variant.name] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) or "the catalogue has none"
-    raise ApexError(f"no kernel for {format} {granularity} weights at {_size(shape)} on {chip.target} ({told})")
+    raise ApexError(f"no kernel for {format} {granularity} weights at {shape.text} on {chip.target} ({told})")
 
 
 def kernel(variant: Variant, tile: Tile, target: str, bf16: bool) -> Kernel:
@@ -83,7 +88,3 @@ def kernel(variant: Variant, tile: Tile, target: str, bf16: bool) -> Kernel:
 @cache
 def _text(name: str) -> str:
     return cuda_header(name)[1]
-
-
-def _size(shape: Shape) -> str:
-    return f"M = {shape.m}, N = {shape.n}, K = {shape.k}"

@@ -16,17 +16,20 @@ import torch
 from apex4_probe.errors import ApexError
 from apex4_probe.kernels import catalogue, launch, quantise
 from apex4_probe.kernels.compile import Kernel, compile_all
-from apex4_probe.kernels.formats import Format
-from apex4_probe.kernels.packing import PackedWeight, check_packed
-from apex4_probe.kernels.quantise import QuantisedActivations
+from apex4_probe.kernels.packing import (
+    ACTIVATION_DTYPES,
+    ALIGNMENT,
+    PackedWeight,
+    check_activations,
+    check_is_packed,
+    check_packed,
+)
+from apex4_probe.kernels.quantise import QuantisedActivations, activation_kind
+from apex4_probe.kernels.quantised_weight import LARGEST_TENSOR, check_tensor
 from apex4_probe.kernels.variant import Shape, Tile, Variant
 
-DTYPES = (torch.float16, torch.bfloat16)
-ALIGNMENT = 16  # bytes of the widest load and store
-LARGEST = 1 << 31  # elements: kernels count them in 32 bits
 ENTRY = "gemm"
 SIGNATURE = "PPPPPPPPiii"  # weights, row_scale, x, x_scale, x_sum, bias, out, workspace, m, n, k
-QUANTISED: dict[Format, quantise.Kind] = {"w4a8": "int8"}  # what a format's kernels read; not listed: x as it is
 
 _checked: WeakSet[PackedWeight] = WeakSet()  # those that check_packed has passed; they are frozen
 
@@ -52,9 +55,10 @@ def gemm(
     """y [M, N] = x [M, K] times the transpose of the packed weight, plus ``bias`` [N], by one variant and tile.
 
     ``x``: fp16 or bf16, quantised first where the variant wants it, or quantised already; ``dtype`` then says what y is
-    (fp16 where it and ``out`` are None). ``out``: where y goes, else a new tensor. ``pdl``: the first kernel may begin
-    before the one ahead of it on the stream has ended (programmatic dependent launch; nothing before Hopper); never
-    directly behind what wrote the weight, which may be read early. Inference only: y carries no gradient.
+    (fp16 where it and ``out`` are None). ``out``: where y goes, memory that x does not share; else a new tensor.
+    ``pdl``: the first kernel may begin before the one ahead of it on the stream has ended (programmatic dependent
+    launch; nothing before Hopper); never directly behind what wrote the weight, which may be read early. Inference
+    only: y carries no gradient.
 
     ValueError naming the argument that does not fit. ApexError for a tile that cannot run the shape here, for a kernel
     that does not compile, and during the capture of a CUDA graph for one that is not loaded yet.
@@ -92,12 +96,16 @@ def precompile(
     """Compile, a thread a core, and load what calls on a GPU will launch: before a CUDA graph is captured, or a server
     takes its first request.
 
-    ``dtype``: of x and y. ``quantisers``: pairs of K and Hadamard size of the weights whose activations are quantised.
-    Raises CompileError naming the variant.
+    ``dtype``: of x and y. ``quantisers``: pairs of K and Hadamard size of the weights whose activations are quantised,
+    as each of the picks wants it. Raises CompileError naming the variant.
     """
     target, bf16 = launch.chip(device).target, dtype == torch.bfloat16
+    picks, rows = list(picks), list(quantisers)
+    kinds = dict.fromkeys(activation_kind(variant.format, variant.granularity) for variant, _ in picks)
     gemms = dict.fromkeys(catalogue.kernel(variant, tile, target, bf16) for variant, tile in picks)
-    others = dict.fromkeys(quantise.kernel_for("int8", bf16, hadamard, k, target) for k, hadamard in quantisers)
+    others = dict.fromkeys(
+        quantise.kernel_for(kind, bf16, hadamard, k, target) for kind in kinds if kind for k, hadamard in rows
+    )
     compile_all([*gemms, *others])
     for kernel in gemms:
         _load(kernel, device)
@@ -107,11 +115,9 @@ def precompile(
 
 def check_call(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> tuple[int, int]:
     """M and the GPU of x [..., K] times ``packed``. ValueError naming the argument that does not fit."""
-    if x.dtype not in DTYPES:
-        raise ValueError(f"x must be fp16 or bf16, not {x.dtype}")
+    _check_weight(packed)
+    check_activations(x, packed.k)
     device = launch.cuda_device("x", x)
-    if x.ndim == 0 or x.shape[-1] != packed.k:
-        raise ValueError(f"x must be [..., {packed.k}], the packed weight's K, not {list(x.shape)}")
     if not x.is_contiguous():
         raise ValueError(f"x must be contiguous, but has strides {x.stride()} for {list(x.shape)}: call contiguous()")
     if x.data_ptr() % ALIGNMENT:
@@ -124,10 +130,13 @@ def check_call(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None)
 def _check_quantised(
     x: QuantisedActivations, packed: PackedWeight, dtype: torch.dtype, bias: torch.Tensor | None
 ) -> tuple[int, int]:
-    if dtype not in DTYPES:
+    if dtype not in ACTIVATION_DTYPES:
         raise ValueError(f"dtype must be fp16 or bf16, not {dtype}")
-    if x.kind != QUANTISED.get(packed.format):
-        raise ValueError(f"x is quantised to {x.kind}, which {packed.format} weights cannot be multiplied with")
+    _check_weight(packed)
+    if x.kind != activation_kind(packed.format, packed.granularity):
+        raise ValueError(
+            f"x is quantised to {x.kind}, which {packed.format} {packed.granularity} weights cannot be multiplied with"
+        )
     if x.k != packed.k:
         raise ValueError(f"x has K = {x.k}, and packed has K = {packed.k}")
     device = launch.cuda_device("x", x.data)
@@ -135,17 +144,22 @@ def _check_quantised(
     return x.m, device
 
 
-def _check_rest(m: int, packed: PackedWeight, dtype: torch.dtype, bias: torch.Tensor | None, device: int) -> None:
+def _check_weight(packed: PackedWeight) -> None:
+    check_is_packed(packed)
     if packed not in _checked:
         check_packed(packed)
         _checked.add(packed)
+
+
+def _check_rest(m: int, packed: PackedWeight, dtype: torch.dtype, bias: torch.Tensor | None, device: int) -> None:
     if (there := launch.cuda_device("packed", packed.data)) != device:
         raise ValueError(f"packed is on cuda:{there} and x on cuda:{device}: move one with to()")
-    if m * max(packed.n, packed.k) >= LARGEST:
+    if m * max(packed.n, packed.k) >= LARGEST_TENSOR:
         raise ValueError(
             f"x has {m} tokens, too many for N = {packed.n}, K = {packed.k}: M * N and M * K must be below 2^31"
         )
     if bias is not None:
+        check_tensor("bias", bias)
         if bias.dtype != dtype or tuple(bias.shape) != (packed.n,) or not bias.is_contiguous():
             raise ValueError(
                 f"bias must be contiguous {dtype} [{packed.n}], not {bias.dtype} {list(bias.shape)} with strides "
@@ -180,25 +194,12 @@ def enqueue(
 ) -> None:
     """``gemm`` without its checks: x [M, K] as ``check_call`` passes it, with at least one token, ``out`` [M, N] beside
     it on ``device``, and a variant for weights packed so."""
-    if torch.cuda.current_device() == device:
-        _enqueue(x, packed, variant, tile, bias, out, device, pdl)
-    else:
+    if torch.cuda.current_device() != device:
         with torch.cuda.device(device):
-            _enqueue(x, packed, variant, tile, bias, out, device, pdl)
-
-
-def _enqueue(
-    x: torch.Tensor | QuantisedActivations,
-    packed: PackedWeight,
-    variant: Variant,
-    tile: Tile,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-    device: int,
-    pdl: bool,
-) -> None:
+            enqueue(x, packed, variant, tile, bias, out, device, pdl)
+        return
     m, n = out.shape[0], packed.n
-    kind = QUANTISED.get(packed.format)
+    kind = activation_kind(packed.format, packed.granularity)
     if kind is not None and isinstance(x, torch.Tensor):
         x = quantise.quantise(x, kind=kind, clip=packed.act_clip, hadamard=packed.hadamard, pdl=pdl)
         # Safe whatever the caller said: all that the kernel may read early is the weight, and the quantiser begins only
@@ -246,7 +247,7 @@ def _prepared(name: str, tile: Tile, m: int, n: int, k: int, bf16: bool, pdl: bo
     variant, chip, shape = catalogue.by_name(name), launch.chip(device), Shape(m, n, k)
     tile = catalogue.tile_named(variant, tile.name)
     if reason := variant.refuses(tile, shape, chip):
-        raise ApexError(f"{name} {tile.name} cannot run M = {m}, N = {n}, K = {k} on {chip.target}: {reason}")
+        raise ApexError(f"{name} {tile.name} cannot run {shape.text} on {chip.target}: {reason}")
     geometry = variant.geometry(tile, shape, chip)
     function = _load(catalogue.kernel(variant, tile, chip.target, bf16), device)
     return _Prepared(launch.prepared(function, geometry, pdl), geometry.workspace_bytes, variant.then_fp16)

@@ -109,7 +109,8 @@ def cuda_device(name: str, tensor: torch.Tensor) -> int:
     """The number of the GPU that holds ``tensor``. ValueError, naming it, where none does."""
     if not tensor.is_cuda:
         raise ValueError(
-            f"{name} is on {tensor.device} and kernels run on a GPU; reference_linear computes on any device"
+            f"{name} is on {tensor.device} and kernels run on a GPU: move it there with to(), or call "
+            "reference_linear, which computes on any device"
         )
     return tensor.get_device()
 

@@ -6,15 +6,16 @@
 Bounds. K is at most 65536, and with it every sum fits INT32 in whatever order it is taken, since the sum of the
 absolute products does:
 
-    w4a8 g128i    unsigned byte x INT8   255 * 127 * K <= 2 122 383 360 < 2^31; minus 128 * sum(x), which is below
-                  128 * 127 * K < 2^31, it is a sum of signed bytes x INT8, below 128 * 127 * K again
-    w4a8          16 * (-8 … 7) x INT8   128 * 127 * K < 2^31 (widening gives sixteen times the value)
-    w4a4          (-8 … 7)^2             64 * K; a128i, times a group scale of at most 16: 1024 * K < 2^31
+    w4a8 g128i      unsigned byte x INT8   255 * 127 * K <= 2 122 383 360 < 2^31; minus 128 * sum(x), which is at most
+                    128 * 127 * K < 2^31, it is a sum of signed bytes x INT8, at most 128 * 127 * K again
+    w4a8 channel    likewise: codes where they lie are 0 … 15 or, sixteen times too large, 0 … 240
+    w4a8 g128, …    16 * (-8 … 7) x INT8 over one group: 128 * 127 * 128 < 2^21, which fp32 holds exactly, too
+    w4a4            (-8 … 7)^2             64 * K; a128i, times a group scale of at most 16: 1024 * K < 2^31
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -40,6 +41,7 @@ from apex4_probe.kernels.quantised_weight import (
     LARGEST_TENSOR,
     QuantisedWeight,
     check_quantised,
+    check_tensor,
     check_weight,
     quantise_weight,
 )
@@ -47,7 +49,8 @@ from apex4_probe.kernels.quantised_weight import (
 LARGEST_K = 65536
 SMALLEST_K_STEP = 32  # of one INT8 MMA
 FAMILY = "mma"  # operands of mma.sync, which every architecture from 8.0 on has; the only order so far
-ALIGNMENT = 16  # bytes of a thread's load
+ALIGNMENT = 16  # bytes of a thread's widest load and store
+ACTIVATION_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +67,8 @@ class PackedWeight:
     granularity: Granularity
     n: int
     k: int
-    data: torch.Tensor
-    row_scale: torch.Tensor
+    data: torch.Tensor = field(repr=False)
+    row_scale: torch.Tensor = field(repr=False)
     hadamard: int | None
     act_clip: float
     arch: str
@@ -89,11 +92,27 @@ class PackedWeight:
         return replace(self, data=self.data.to(device), row_scale=self.row_scale.to(device))
 
 
+def check_is_packed(packed: object) -> None:
+    """ValueError unless ``packed`` is a PackedWeight."""
+    if not isinstance(packed, PackedWeight):
+        raise ValueError(f"packed must be a PackedWeight, as pack returns it, not {type(packed).__name__}")
+
+
+def check_activations(x: torch.Tensor, k: int) -> None:
+    """ValueError unless ``x`` is a tensor [..., k] of fp16 or bf16."""
+    check_tensor("x", x)
+    if x.dtype not in ACTIVATION_DTYPES:
+        raise ValueError(f"x must be fp16 or bf16, not {x.dtype}: convert it with half() or bfloat16()")
+    if x.ndim == 0 or x.shape[-1] != k:
+        raise ValueError(f"x must be [..., {k}], the packed weight's K, not {list(x.shape)}")
+
+
 def check_packed(packed: PackedWeight) -> None:
     """What every consumer calls first. ValueError, naming the field, unless this version can read ``packed``.
 
     Reads no values, so it costs no synchronisation.
     """
+    check_is_packed(packed)
     if packed.layout_version != LAYOUT_VERSION:
         raise ValueError(
             f"packed.layout_version is {packed.layout_version}; this version reads {LAYOUT_VERSION}: pack again"
@@ -130,10 +149,10 @@ def pack(
     ``hadamard``: rotate blocks of that many inputs, here and in every activation later: x @ weight.T stays what it is.
     ``arch``: None or "mma". CPU and GPU give the same bytes.
 
-    ValueError, naming the argument: another dtype or rank, N not a multiple of 32, K not one of 32 and of the group (of
-    128 for w4a16, whose activations are read as they are) or above 65536, NaN or infinity, more than 2^31 elements, an
-    unknown format, granularity or family, a Hadamard size other than a power of two from 64 to 32768 that divides K,
-    ``act_clip`` outside (0, 1], either of both where activations are not quantised (w4a16).
+    ValueError, naming the argument: no tensor, another dtype or rank, N not a multiple of 32, K not one of 32 and of
+    the group (of 128 for w4a16, whose activations are read as they are) or above 65536, NaN or infinity, more than 2^31
+    elements, an unknown format, granularity or family, a Hadamard size other than a power of two from 64 to 32768 that
+    divides K, ``act_clip`` outside (0, 1], either of both where activations are not quantised (w4a16).
     """
     check_weight(weight, granularity)
     _check_request(format, granularity, weight.shape[0], weight.shape[1], hadamard, act_clip, arch)
@@ -277,7 +296,7 @@ def _check_arch(arch: str) -> None:
 
 
 def _check_format(format: Format, granularity: Granularity) -> None:
-    if format not in GRANULARITIES:
+    if format not in tuple(GRANULARITIES):  # a tuple compares where a dict would want to hash
         raise ValueError(f"format must be one of {', '.join(GRANULARITIES)}, not {format!r}")
     if granularity not in GRANULARITIES[format]:
         legal = ", ".join(GRANULARITIES[format])

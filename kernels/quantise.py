@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 
 from apex4_probe.kernels.compile import Kernel, cuda_header
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, NIBBLE_BYTES, TOKEN_TILE
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, NIBBLE_BYTES, TOKEN_TILE, Format, Granularity
 from apex4_probe.kernels.hadamard import check_hadamard
 from apex4_probe.kernels.launch import PREPARED, Launch, chip, cuda_device, current_stream, load_kernel, prepared
 from apex4_probe.kernels.packing import LARGEST_K, SMALLEST_K_STEP
@@ -33,6 +33,13 @@ KIND_GROUP: dict[Kind, int | None] = {
     "int4_a128i": 128,
 }
 INTEGER_GROUPS: Kind = "int4_a128i"
+W4A4_KINDS: dict[Granularity, Kind] = {
+    "channel": "int4",
+    "a128i": "int4_a128i",
+    "g128": "int4_g128",
+    "g64": "int4_g64",
+    "g32": "int4_g32",
+}
 
 ENTRY = "quantise"
 SIGNATURE = "PPPPiif"  # x, data, scale, row_sum, m, k, clip
@@ -101,6 +108,13 @@ def quantise(
     else:
         _enqueue(x, activations, clip, hadamard, pdl, device)
     return activations
+
+
+def activation_kind(format: Format, granularity: Granularity) -> Kind | None:
+    """How the activations of a packing are quantised; None where they are not."""
+    if format == "w4a16":
+        return None
+    return "int8" if format == "w4a8" else W4A4_KINDS[granularity]
 
 
 def kernel_for(kind: Kind, bf16: bool, hadamard: int | None, k: int, target: str) -> Kernel:

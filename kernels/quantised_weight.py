@@ -8,7 +8,8 @@ Codes are 0 … 15, the value plus 8. Row n, column k, group j = k // group:
                        integer_scale 1 … 16, zero 0 … 255, code * integer_scale + zero <= 255
 
 How the scales are chosen. A step of absmax / 7.5 is the smallest by which no weight errs by more than half a step: +7.5
-steps become 7, -7.5 become -8 (absmax / 7, which wastes code 0, has 12 to 15 % more squared error on normal weights).
+steps become 7, -7.5 become -8. absmax / 7, which wastes code 0, has more squared error on normal weights: 15 % over
+rows of 4096, 12 % in groups of 128, 5 % in groups of 32.
 
 ``g128i`` has the zero for nothing, since the kernels subtract an offset anyway, so groups are asymmetric: a group's 16
 levels are centred between its least and greatest weight. The row's scale is the smallest with which the widest group
@@ -90,11 +91,13 @@ class QuantisedWeight:
 def quantise_weight(weight: torch.Tensor, granularity: Granularity) -> QuantisedWeight:
     """Rounds ``weight`` [N, K] (fp16, bf16 or fp32, any strides) to the nearest codes; the same on CPU and GPU.
 
-    ValueError, naming the argument: another dtype or rank, nothing in it, NaN or infinity, K not a multiple of the
-    group, more than 2^31 elements, an unknown granularity.
+    ValueError, naming the argument: no tensor, another dtype or rank, nothing in it, NaN or infinity, K not a multiple
+    of the group, more than 2^31 elements, an unknown granularity.
     """
     check_weight(weight, granularity)
     weight = weight.detach()
+    if weight.is_meta:
+        raise ValueError("weight is on meta, where it has no values: load it first")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("weight must be finite, but holds NaN or infinity")
     quantiser = _quantiser(granularity)
@@ -115,9 +118,18 @@ def quantise_weight(weight: torch.Tensor, granularity: Granularity) -> Quantised
     )
 
 
+def check_tensor(name: str, value: object) -> None:
+    """ValueError, naming the argument, unless ``value`` is a strided torch tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, not {value.layout}: call to_dense()")
+
+
 def check_weight(weight: torch.Tensor, granularity: Granularity) -> None:
     """What can be said of a float weight without reading it. ValueError as ``quantise_weight``."""
     _check_granularity(granularity)
+    check_tensor("weight", weight)
     if weight.dtype not in WEIGHT_DTYPES:
         raise ValueError(f"weight must be fp16, bf16 or fp32, not {weight.dtype}")
     if weight.ndim != 2:
@@ -129,6 +141,7 @@ def check_quantised(quantised: QuantisedWeight) -> None:
     """ValueError, naming the field, unless ``quantised`` has what its granularity demands, with legal values."""
     _check_granularity(quantised.granularity)
     codes = quantised.codes
+    check_tensor("codes", codes)
     if codes.dtype != torch.uint8 or codes.ndim != 2:
         raise ValueError(f"codes must be uint8 [N, K], not {codes.dtype} {list(codes.shape)}")
     group = weight_group(quantised.granularity)
@@ -171,14 +184,16 @@ def _check_field(
             raise ValueError(f"{name} must be None: this granularity has none")
     elif value is None:
         raise ValueError(f"{name} must be given: {dtype} {list(shape)}")
-    elif value.dtype != dtype or tuple(value.shape) != shape:
-        raise ValueError(f"{name} must be {dtype} {list(shape)}, not {value.dtype} {list(value.shape)}")
-    elif value.device != device:
-        raise ValueError(f"{name} must be on {device} like codes, not on {value.device}")
+    else:
+        check_tensor(name, value)
+        if value.dtype != dtype or tuple(value.shape) != shape:
+            raise ValueError(f"{name} must be {dtype} {list(shape)}, not {value.dtype} {list(value.shape)}")
+        if value.device != device:
+            raise ValueError(f"{name} must be on {device} like codes, not on {value.device}")
 
 
 def _check_granularity(granularity: Granularity) -> None:
-    if granularity not in GROUP:
+    if granularity not in tuple(GROUP):  # a tuple compares where a dict would want to hash
         raise ValueError(f"granularity must be one of {', '.join(GROUP)}, not {granularity!r}")
 
 

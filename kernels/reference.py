@@ -34,10 +34,9 @@ import torch
 
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, BYTE_ORDER, TOKEN_TILE, weight_group
 from apex4_probe.kernels.hadamard import check_hadamard, hadamard_transform, normalisation
-from apex4_probe.kernels.packing import PackedWeight, check_act_clip, unpack
-from apex4_probe.kernels.quantised_weight import LARGEST_INTEGER_SCALE, QuantisedWeight
+from apex4_probe.kernels.packing import PackedWeight, check_act_clip, check_activations, check_packed, unpack
+from apex4_probe.kernels.quantised_weight import LARGEST_INTEGER_SCALE, QuantisedWeight, check_tensor
 
-ACTIVATION_DTYPES = (torch.float16, torch.bfloat16)
 INT8_MAX, INT4_MAX, INT4_MIN = 127, 7, -8
 ELEMENTS_AT_ONCE = 1 << 24  # of float64 weights or outputs
 
@@ -45,7 +44,7 @@ ELEMENTS_AT_ONCE = 1 << 24  # of float64 weights or outputs
 def quantise_int8(
     x: torch.Tensor, clip: float = 1.0, hadamard: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``x`` [M, K] per token: q int8 [M, K], scale fp32 [M], row_sum int32 [M]."""
+    """``x`` [M, K] per token: q int8 [M, K], scale fp32 [M], row_sum int32 [M]. ValueError: clip, hadamard."""
     values, rotation = _values(x, hadamard, clip)
     q, scale = _quantise(values, clip, -INT8_MAX, INT8_MAX, rotation)
     return q, scale, q.sum(1, dtype=torch.int32)
@@ -54,7 +53,10 @@ def quantise_int8(
 def quantise_int4(
     x: torch.Tensor, clip: float = 1.0, hadamard: int | None = None, group: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x`` [M, K]: q int8 [M, K] in -8 … 7; scale fp32 [M] per token or, with ``group``, [M, K / group]."""
+    """``x`` [M, K]: q int8 [M, K] in -8 … 7; scale fp32 [M] per token or, with ``group``, [M, K / group].
+
+    ValueError: clip, hadamard.
+    """
     values, rotation = _values(x, hadamard, clip)
     grouped = values if group is None else values.reshape(x.shape[0], x.shape[1] // group, group)
     q, scale = _quantise(grouped, clip, INT4_MIN, INT4_MAX, rotation)
@@ -64,7 +66,10 @@ def quantise_int4(
 def quantise_int4_a128i(
     x: torch.Tensor, clip: float = 1.0, hadamard: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``x`` [M, K]: q int8 [M, K] in -8 … 7, scale fp32 [M], group_scale uint8 [M, K / 128] in 1 … 16."""
+    """``x`` [M, K]: q int8 [M, K] in -8 … 7, scale fp32 [M], group_scale uint8 [M, K / 128] in 1 … 16.
+
+    ValueError: clip, hadamard.
+    """
     values, rotation = _values(x, hadamard, clip)
     groups = values.reshape(x.shape[0], x.shape[1] // 128, 128)
     finite = torch.isfinite(values).all(1)
@@ -115,44 +120,48 @@ def pack_int4(q: torch.Tensor) -> torch.Tensor:
 
 
 def reference_linear(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """y [M, N] = x [M, K] @ weight.T + bias as the kernels compute it, in x's type (fp16 or bf16), on x's device.
+    """y [..., N] = x [..., K] @ weight.T + bias as the kernels compute it, in x's type (fp16 or bf16), on x's device.
 
-    Slow, without limits on M. Equal to the kernels' output to the bit where their sums are integers; for w4a16, whose
-    fp32 sums have no order, within what ``reference_linear64`` allows. ValueError, naming the argument: ``x`` or
-    ``bias`` of another shape, type or device, a packed weight that this version cannot read. Carries no gradient.
+    Slow, without limits on M, the number of tokens. Equal to the kernels' output to the bit where their sums are
+    integers; for w4a16, whose fp32 sums have no order, within what ``reference_linear64`` allows. Carries no gradient.
+
+    ValueError, naming the argument: ``x`` or ``bias`` of another shape, type or device, a packed weight that this
+    version cannot read.
     """
     check_operands(x, packed, bias)
-    activations = _activations(x.detach(), packed)
+    leading, x = x.shape[:-1], x.detach().reshape(-1, packed.k)
+    activations = _activations(x, packed)
     y = torch.empty(x.shape[0], packed.n, dtype=x.dtype, device=x.device)
     addend = torch.zeros(packed.n, device=x.device) if bias is None else bias.detach().to(torch.float32)
     token_scale = activations.token_scale[:, None]
     for rows, weight in _pieces(packed, x.shape[0]):
         result = _accumulated(activations, weight)
         y[:, rows] = _fma(result, token_scale * weight.row_scale, addend[rows]).to(x.dtype)
-    return y
+    return y.view(*leading, packed.n)
 
 
 def reference_linear64(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """The same product of quantised activations and weight in float64 [M, N]: what tolerances are measured against."""
+    """The same product of quantised activations and weight in float64 [..., N]: what others are held to."""
     check_operands(x, packed, bias)
-    activations = _activations(x.detach(), packed)
+    leading, x = x.shape[:-1], x.detach().reshape(-1, packed.k)
+    activations = _activations(x, packed)
     values = activations.values * activations.token_scale.to(torch.float64)[:, None]
     if activations.group_scale is not None:
         values *= activations.group_scale.to(torch.float64).repeat_interleave(activations.group, dim=1)
     y = torch.empty(x.shape[0], packed.n, dtype=torch.float64, device=x.device)
     for rows, weight in _pieces(packed, x.shape[0]):
         y[:, rows] = values @ weight.dequantised().T
-    return y if bias is None else y + bias.detach().to(torch.float64)
+    return (y if bias is None else y + bias.detach().to(torch.float64)).view(*leading, packed.n)
 
 
 def check_operands(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> None:
-    """ValueError, naming the argument, unless x [M, K] and bias [N] suit ``packed`` (whose layout is not looked at)."""
-    if x.dtype not in ACTIVATION_DTYPES:
-        raise ValueError(f"x must be fp16 or bf16, not {x.dtype}")
-    if x.ndim != 2 or x.shape[1] != packed.k:
-        raise ValueError(f"x must be [M, {packed.k}], not {list(x.shape)}")
+    """ValueError, naming the argument, unless x [..., K] and bias [N] suit a readable ``packed``."""
+    check_packed(packed)
+    check_activations(x, packed.k)
     if x.device != packed.device:
-        raise ValueError(f"x must be on {packed.device} like the packed weight, not on {x.device}")
+        raise ValueError(f"x must be on {packed.device} like the packed weight, not on {x.device}: move one with to()")
+    if bias is not None:
+        check_tensor("bias", bias)
     if bias is not None and (bias.dtype != x.dtype or tuple(bias.shape) != (packed.n,) or bias.device != x.device):
         raise ValueError(
             f"bias must be {x.dtype} [{packed.n}] on {x.device}, not {bias.dtype} {list(bias.shape)} on {bias.device}"

@@ -135,7 +135,8 @@ def disassemble(image: bytes) -> dict[str, Listing]:
         file.flush()
         answer = subprocess.run([path, "-c", file.name], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        raise DisassemblyError(f"nvdisasm {version} cannot read this cubin: {answer.stderr.strip().splitlines()[-1:]}")
+        reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
+        raise DisassemblyError(f"nvdisasm {version} cannot read this cubin: {reason}")
     listings = parse(answer.stdout)
     disk_cache.write("sass", key, zlib.compress(answer.stdout.encode()))
     return listings

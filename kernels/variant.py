@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from apex4_probe.kernels.formats import Format, Granularity
 
+MINIMUM_VERSION = (8, 0)  # cp.async, bf16, mma.sync m16n8k16 f16 and m16n8k32 s8 (PTX ISA)
+RESERVED_BYTES = 1024  # of shared memory, by the driver, a CTA (CUDA C++ Programming Guide, 8.0 and later)
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -38,6 +41,11 @@ class Shape:
     n: int
     k: int
 
+    @property
+    def text(self) -> str:
+        """For messages: ``M = 1, N = 4096, K = 4096``."""
+        return f"M = {self.m}, N = {self.n}, K = {self.k}"
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -56,7 +64,8 @@ class Chip:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a kernel is launched. ``workspace_bytes``: of device memory that it may scribble on, uninitialised."""
+    """How a kernel is launched. ``shared_bytes``: dynamic, a CTA. ``workspace_bytes``: of device memory that it may
+    scribble on, uninitialised."""
 
     grid: tuple[int, int, int]
     threads: int
@@ -69,10 +78,12 @@ class Variant:
     """A catalogue record.
 
     ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder.
-    ``tiles``: the legal space; ``default``: picks from it without having measured. ``refuses``: why a tile cannot run a
-    shape on a chip, "" where it can. ``macros``: beside the tile's. ``strategy``: a name of apex4_probe/strategies.py.
-    ``options``: further compiler options, which never come from a file. ``then_fp16``: the kernel writes the weight
-    [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
+    ``tiles``: the legal space; ``default``: picks from it without having measured, for a shape that one of its tiles
+    runs. ``refuses``: why a tile cannot run a shape on a chip, "" where it can. ``macros``: beside the tile's.
+    ``strategy``: a name of apex4_probe/strategies.py. ``options``: further compiler options that its counts depend on,
+    never from a file. ``native_on``: compute capabilities whose Tensor Cores execute its MMA, None: all that it runs on;
+    on others the compiler emulates it, which is exact, for correctness alone, and slow. ``then_fp16``: the kernel writes the weight [N, K] in the activations' type to its workspace and
+    nothing to out; torch's dense GEMM follows.
     """
 
     name: str
@@ -88,4 +99,14 @@ class Variant:
     refuses: Callable[[Tile, Shape, Chip], str]
     geometry: Callable[[Tile, Shape, Chip], Geometry]
     options: tuple[str, ...] = ()
+    native_on: tuple[str, ...] | None = None
     then_fp16: bool = False
+
+    def emulated_on(self, chip: Chip) -> str:
+        """What is emulated on the chip and what follows, "" where its MMA is native: nothing to choose or to time."""
+        if self.native_on is None or chip.compute_capability in self.native_on:
+            return ""
+        return (
+            f"its MMA is emulated on compute capability {chip.compute_capability}: exact, but slow (native on "
+            f"{', '.join(self.native_on)})"
+        )

@@ -17,14 +17,21 @@ from apex4_probe.kernels.formats import (
     block_bytes,
     weight_group,
 )
-from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
+from apex4_probe.kernels.variant import (
+    MINIMUM_VERSION,
+    RESERVED_BYTES,
+    Chip,
+    Geometry,
+    Shape,
+    Tile,
+    Variant,
+    tile,
+)
 
-MINIMUM_VERSION = (8, 0)  # mma.sync m16n8k16, bf16 and cp.async (PTX ISA)
-RESERVED_BYTES = 1024  # of shared memory, by the driver, a CTA (CUDA C++ Programming Guide, 8.0 and later)
 LARGEST_M = 64  # beyond it the weights would be widened more than twice
 WIDE = 0.7  # CTAs of 64 rows an SM from which on they beat those of 32
 EVEN = 0.9  # share of the SMs' time that whole rounds of row groups must use for one CTA an SM to be the default
-HEADERS = ("mma.cuh", "async_copy.cuh", "output.cuh", "widen16.cuh")
+HEADERS = ("mma.cuh", "async_copy.cuh", "output.cuh", "widen.cuh", "widen16.cuh")
 
 
 def shared_bytes(granularity: Granularity, tile: Tile) -> int:

@@ -16,11 +16,20 @@ from apex4_probe.kernels.formats import (
     block_bytes,
     token_block_bytes,
 )
-from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
+from apex4_probe.kernels.variant import (
+    MINIMUM_VERSION,
+    RESERVED_BYTES,
+    Chip,
+    Geometry,
+    Shape,
+    Tile,
+    Variant,
+    tile,
+)
 
-MINIMUM_VERSION = (8, 0)  # mma.sync m16n8k64 and cp.async (PTX ISA)
-RESERVED_BYTES = 1024  # of shared memory, by the driver, a CTA (CUDA C++ Programming Guide, 8.0 and later)
 REGISTERS_PER_SM = 65536
+
+NATIVE_ON = ("8.0", "8.6", "8.7", "8.9")  # Tensor Cores with INT4 and m16n8k64 (profiles/architectures.yaml)
 
 # For picks without a measurement, all assumed: relative to 64 x 64 a warp and 256 of K a stage, by the instructions per
 # accumulator that the source's header states, half hidden.
@@ -101,6 +110,7 @@ def _variant(
         refuses=refuses,
         geometry=geometry,
         options=OPTIONS,
+        native_on=NATIVE_ON,
     )
 
 

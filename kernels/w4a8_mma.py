@@ -9,10 +9,17 @@ from __future__ import annotations
 from math import ceil
 
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, GROUP, Granularity, block_bytes
-from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
+from apex4_probe.kernels.variant import (
+    MINIMUM_VERSION,
+    RESERVED_BYTES,
+    Chip,
+    Geometry,
+    Shape,
+    Tile,
+    Variant,
+    tile,
+)
 
-MINIMUM_VERSION = (8, 0)  # mma.sync m16n8k32 and cp.async (PTX ISA)
-RESERVED_BYTES = 1024  # of shared memory, by the driver, a CTA (CUDA C++ Programming Guide, 8.0 and later)
 REGISTERS_PER_SM = 65536
 
 # For picks without a measurement: time per output relative to 128 tokens, with other CTAs on the SM. Measured on an

@@ -7,7 +7,7 @@ Tile parameters (the source's header explains them): ``rows`` of W and ``tokens`
 from __future__ import annotations
 
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE, Granularity, block_bytes
-from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
+from apex4_probe.kernels.variant import MINIMUM_VERSION, Chip, Geometry, Shape, Tile, Variant, tile
 
 MOST_TOKENS = 64
 _X_TILE_BYTES = TOKEN_TILE * BLOCK_K  # INT8
@@ -15,8 +15,8 @@ _LINE_BYTES = 128
 _ROW_WARPS_SINCE = (9, 0)  # the row warps share activations by means of bulk copies
 
 # (rows, warps, row_warps, stages, staged_x), the preferred first: what wins somewhere on an H100, or may, and what
-# small N and small shared memories need. About 64 KB in flight an SM are best there; with programmatic dependent launch
-# some more is better. Odd tiles a CTA (48, 80) fit an N whose blocks of 32 rows do not spread evenly.
+# small N and small shared memories need. About 64 KB in flight an SM are best there, some more with programmatic
+# dependent launch. Odd tiles a CTA (48, 80) fit an N whose blocks of 32 rows do not spread evenly.
 _TILES: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     8: (
         (32, 16, 1, 2, 0),
@@ -114,7 +114,7 @@ def _refuses(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> 
         return f"holds {tile['tokens']} tokens, not {shape.m}"
     if shape.n % BLOCK_ROWS:
         return f"N = {shape.n} is no multiple of {BLOCK_ROWS}"
-    if chip.version < (8, 0):
+    if chip.version < MINIMUM_VERSION:
         return f"compute capability {chip.compute_capability} has no INT8 MMA m16n8k32 (8.0 and later)"
     if tile["row_warps"] > 1 and chip.version < _ROW_WARPS_SINCE:
         return f"several row warps need compute capability 9.0, not {chip.compute_capability}"
@@ -123,8 +123,9 @@ def _refuses(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> 
     return ""
 
 
-# l2.read over memory.read, 6921 to 3054 GB/s, in profiles/measured/h100-80gb-hbm3. A row group's activations come from
-# the L2 and take twice the bytes a token that its weights take a row; as long as the L2 keeps up they cost little.
+# l2.read over memory.read of an H100, 6921 to 3054 GB/s when the preference was fitted (6990 in the profile that is
+# shipped). A row group's activations come from the L2 and take twice the bytes a token that its weights take a row; as
+# long as the L2 keeps up they cost little.
 _L2_OVER_MEMORY = 2.27
 # Whose busiest SM has up to this much more to fetch may still be preferred: what an SM fetches more, others fetch less,
 # and memory stays busy meanwhile.

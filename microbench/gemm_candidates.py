@@ -144,22 +144,6 @@ def measured(
     return records
 
 
-W4A4_KINDS: dict[Granularity, Kind] = {
-    "channel": "int4",
-    "a128i": "int4_a128i",
-    "g128": "int4_g128",
-    "g64": "int4_g64",
-    "g32": "int4_g32",
-}
-
-
-def activation_kind(format: Format, granularity: Granularity) -> Kind | None:
-    """How the activations of a packing are quantised; None where they are not."""
-    if format == "w4a16":
-        return None
-    return "int8" if format == "w4a8" else W4A4_KINDS[granularity]
-
-
 class _Catalogue:
     """Candidates of the catalogue at one M: they share activations, quantised once a kind, and the output."""
 
@@ -174,6 +158,7 @@ class _Catalogue:
         import torch
 
         from apex4_probe.kernels.gemm import gemm
+        from apex4_probe.kernels.quantise import activation_kind
 
         n, k, m = self._buffers.n, self._buffers.k, len(self._xs[0])
         if reason := variant.refuses(tile, Shape(m, n, k), chip(self._buffers.device.index)):

@@ -11,7 +11,6 @@ from apex4_probe.kernels.launch import PDL_SINCE, chip
 from apex4_probe.kernels.variant import Tile, Variant
 from apex4_probe.microbench.gemm_baselines import bound
 from apex4_probe.microbench.gemm_buffers import ROTATE_BYTES, GemmBuffers
-from apex4_probe.microbench.gemm_candidates import activation_kind
 from apex4_probe.microbench.gemm_timing import (
     GRAPH_MS,
     ROUNDS,
@@ -82,7 +81,7 @@ def time_chain(
 def _link(link: Link, buffers: GemmBuffers, x: Tensor, pdl: bool) -> list[Call]:
     """Quantise and multiply, a call for every copy of the weight."""
     from apex4_probe.kernels.gemm import gemm
-    from apex4_probe.kernels.quantise import quantise
+    from apex4_probe.kernels.quantise import activation_kind, quantise
 
     kind = activation_kind(link.variant.format, link.variant.granularity)
     out = buffers.out(len(x))

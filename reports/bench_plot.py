@@ -51,7 +51,8 @@ def bench_figure(bench: Bench) -> Figure | None:
         _tokens_axis(axis, sorted({record.m for record in drawn}))
     for axis in axes[len(shapes) :]:
         axis.set_visible(False)
-    figure.supxlabel("M, tokens", fontsize=9)
+    where = f"{wording.clip(bench.header.device.name, 40)}, {wording.clip(bench.header.model, 40)}"
+    figure.supxlabel(f"M, tokens ({where})", fontsize=9)
     figure.supylabel("speed-up over FP16, GEMM alone", fontsize=9)
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=LEGEND_COLUMNS, fontsize=8)
     return figure

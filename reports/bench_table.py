@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from apex4_probe.bench_records import Bench, Refusal
 from apex4_probe.deployment import GemmTiming
 from apex4_probe.reports import wording
 from apex4_probe.reports.tables import Column, Row, Table
+from apex4_probe.selection import best_tiles
 
 BASELINES = ("fp16", "fp8", "int8", "read")
 NAMES = {"fp16": "torch FP16", "fp8": "torch FP8", "int8": "torch INT8", "read": "pure read"}
@@ -18,10 +19,10 @@ METHODS = {
 }
 
 
-def bench_tables(bench: Bench) -> list[Table]:
-    """A table for every method that was used."""
+def bench_tables(bench: Bench, *, tiles: bool = True) -> list[Table]:
+    """A table for every method that was used. ``tiles``: with a column for their names, of up to 60 characters."""
     found = dict.fromkeys(record.method for record in bench.records)
-    return [_table(bench, [r for r in bench.records if r.method == method], METHODS[method]) for method in found]
+    return [_table(bench, [r for r in bench.records if r.method == method], METHODS[method], tiles) for method in found]
 
 
 def chain_table(bench: Bench) -> Table:
@@ -40,10 +41,10 @@ def chain_table(bench: Bench) -> Table:
     columns = tuple(
         Column(title, numeric=True) for title in ("M", "µs", "µs with PDL", "µs saved", "µs FP16", "× FP16")
     )
-    links = dict.fromkeys(link for chain in bench.chains for link in chain.links)
+    kernels = dict.fromkeys(_variant(link) for chain in bench.chains for link in chain.links)
     caption = (
         "The W4A8 GEMMs of one block, each behind the quantisation of its input, as one CUDA graph; PDL: programmatic "
-        f"dependent launch. Kernels: {'; '.join(wording.clean(link, 120) for link in links)}."
+        f"dependent launch. Kernels: {', '.join(map(wording.clean, kernels))}; bench.json has the tile of each GEMM."
     )
     return Table("A transformer block in a row", columns, rows, caption)
 
@@ -57,35 +58,38 @@ def refusals(bench: Bench) -> list[tuple[str, str]]:
     ]
 
 
-def fastest(records: Iterable[GemmTiming]) -> list[GemmTiming]:
-    """Of several tiles of one variant at one shape and M the fastest, in the order in which the variants came."""
-    best: dict[tuple[int, int, int, str, str], GemmTiming] = {}
-    for record in records:
-        key = (record.n, record.k, record.m, record.method, record.variant)
-        if key not in best or record.us < best[key].us:
-            best[key] = record
-    return list(best.values())
+def _variant(link: str) -> str:
+    """Of "6144 x 4096 w4a8.small.channel rows=32,…"."""
+    return " ".join(link.split(" ")[3:4])
 
 
-def _table(bench: Bench, records: Sequence[GemmTiming], title: str) -> Table:
+def _table(bench: Bench, records: Sequence[GemmTiming], title: str, tiles: bool) -> Table:
     checked = any(record.exact is not None for record in records)
     titles = ["µs", "spread", "T op/s", "GB/s", "of roof", "× FP16", "× FP8", "µs quantise", *["exact"] * checked]
-    columns = [Column("variant", name=True), Column("tile", name=True), *(Column(one, numeric=True) for one in titles)]
+    names = ("variant", "tile") if tiles else ("variant",)
+    columns = [*(Column(name, name=True) for name in names), *(Column(one, numeric=True) for one in titles)]
     rows: list[Row] = []
-    for (n, k, m), group in groupby(fastest(records), key=lambda record: (record.n, record.k, record.m)):
+    for (n, k, m), group in groupby(best_tiles(records), key=lambda record: (record.n, record.k, record.m)):
         cells = sorted(group, key=lambda record: (record.variant not in BASELINES, record.us))
         rows.append(Row((f"{n} × {k}, M = {m}",), section=True))
-        rows += [Row(_cells(record, checked)) for record in cells]
-    return Table(title, tuple(columns), tuple(rows), _caption(bench))
+        rows += [Row((*_names(record, tiles), *_figures(record, checked))) for record in cells]
+    told = "" if tiles else "Each variant by its fastest tile, which bench.csv names. "
+    return Table(title, tuple(columns), tuple(rows), told + _caption(bench))
 
 
-def _cells(record: GemmTiming, checked: bool) -> tuple[str, ...]:
+def _names(record: GemmTiming, tiles: bool) -> tuple[str, ...]:
+    """What a baseline ran on (M padded to 32, say) is told in any case."""
     name = NAMES.get(record.variant, wording.clean(record.variant))
-    version = f" {wording.clean(record.version)}" if record.version else ""
+    name += f" {wording.clean(record.version)}" if record.version else ""
+    tile = wording.clean(record.tile)
+    if tiles:
+        return name, tile
+    return (f"{name} {tile}".strip() if record.variant in BASELINES else name,)
+
+
+def _figures(record: GemmTiming, checked: bool) -> tuple[str, ...]:
     exact = {True: "yes", False: "NO", None: wording.ABSENT}[record.exact]
     return (
-        name + version,
-        wording.clean(record.tile),
         wording.number(record.us),
         f"{record.spread:.1%}",
         wording.number(record.tops),

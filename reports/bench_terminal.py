@@ -9,6 +9,8 @@ from apex4_probe.reports import wording
 from apex4_probe.reports.bench_table import bench_tables, chain_table, refusals
 from apex4_probe.reports.console_table import ConsoleTables
 
+WIDE = 150  # columns from which a line holds a tile's name beside the figures
+
 
 def print_bench(bench: Bench, console: Console) -> None:
     printer = ConsoleTables(console)
@@ -19,7 +21,7 @@ def print_bench(bench: Bench, console: Console) -> None:
         printer.sentence(f"Warning: {wording.prose(warning)}.", style="yellow")
     if not bench.records:
         printer.absent("GEMMs", "Nothing could be timed; the reasons stand below.")
-    for table in bench_tables(bench):
+    for table in bench_tables(bench, tiles=console.width >= WIDE):
         printer.table(table)
     if bench.chains:
         printer.table(chain_table(bench))

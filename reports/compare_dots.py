@@ -82,7 +82,9 @@ def gain_figure(comparison: Comparison) -> Figure | None:
         for title, gain in _placed(entry, titles):
             marker = style.MARKERS[list(FORMATS).index(gain.format)]
             shift = {"w4a4": -0.2, "w4a8": 0.05, "w4a16": 0.28}.get(gain.format, 0.0)
-            dot = Dot(row, gain.speedup, FORMATS[gain.format], marker, False, gain.low, gain.high, shift)
+            timed = gain.origin == "measured"
+            low, high = (None, None) if timed else (gain.low, gain.high)
+            dot = Dot(row, gain.speedup, FORMATS[gain.format], marker, timed, low, high, shift)
             panels[title].append(dot)
             shown.append(gain.format)
     legend = {
@@ -94,7 +96,7 @@ def gain_figure(comparison: Comparison) -> Figure | None:
         entries,
         {title: dots for title, dots in panels.items() if dots},
         legend,
-        solid="",
+        solid="timed",
         hollow="predicted; line: no overlap to full",
         one=True,
     )
@@ -140,7 +142,7 @@ def time_figure(comparison: Comparison) -> Figure | None:
         for f in FORMATS
         if f in shown
     }
-    figure = _panels(entries, panels, legend, solid="", hollow="predicted; line: no overlap to full")
+    figure = _panels(entries, panels, legend, solid="timed", hollow="predicted; line: no overlap to full")
     figure.supxlabel("milliseconds, all linear layers once", fontsize=9)
     return figure
 

@@ -107,13 +107,13 @@ def _words(comparison: Comparison) -> dict[str, tuple[str, str, str]]:
         "speedup": (
             "Speed-up over FP16 by granularity",
             f"Dots with intervals: speed-up over FP16 of each granularity on {count} profiles, a panel a granularity.",
-            f"Workload: {workload}. Every speed-up is predicted, from measured rates where the row says measured; the "
-            "line runs from no overlap of the pipes to full overlap.",
+            f"Workload: {workload}. What was not timed is predicted, from measured rates where the row says "
+            "measured; the line runs from no overlap of the pipes to full overlap.",
         ),
         "times": (
             "Expected time of a step",
             f"Dots: milliseconds of all linear layers in the chosen format and in FP16 on {count} profiles.",
-            "Predicted, from measured rates where the row says measured. The colour is the chosen format.",
+            "Hollow: predicted, from measured rates where the row says measured. The colour is the chosen format.",
         ),
         "co_issue": (
             "Co-issue curves overlaid",

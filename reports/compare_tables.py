@@ -42,8 +42,9 @@ def verdict_table(comparison: Comparison) -> Table:
     limits = comparison.workload
     caption = (
         "rho: measured where the row is, else the datasheet's; in hardware: the Tensor Cores apply block scales "
-        "themselves. Speed-ups are over FP16 on the whole workload, predicted from the row's rates, in brackets from "
-        "no overlap of the pipes to full overlap. Fastest: of the formats that are expected to lose at most "
+        "themselves. Speed-ups are over FP16 on the whole workload, as the row's kernels were timed, or after ~ "
+        "predicted from its rates, in brackets from no overlap of the pipes to full overlap. Fastest: of the formats "
+        "that are expected to lose at most "
         f"{limits.max_quality_loss:g} nats. Within W4A4: the best expected quality that reaches "
         f"{limits.min_speedup:g}×; the plain strategy is the paper's, I2F + FMUL + FFMA per accumulator and group."
     )
@@ -69,13 +70,13 @@ def terminal_table(comparison: Comparison) -> Table:
     titles = ("device", "origin", "#rho INT4", "fastest", "within W4A4", "plain W4A4 (the paper's)")
     caption = (
         "rho in hardware: its Tensor Cores apply block scales themselves. Speed-ups over FP16 on the whole workload, "
-        "predicted; compare.html has their intervals."
+        "timed, or after ~ predicted; compare.html has their intervals."
     )
     return Table("Which format and granularity, by GPU", columns_of(*titles), tuple(rows), caption)
 
 
 def _short(decision: Decision) -> str:
-    return "" if decision.format == "fp16" else wording.times(decision.speedup_fp16, "predicted")
+    return "" if decision.format == "fp16" else words.short_speedup(decision)
 
 
 def _word(decision: Decision) -> str:
@@ -221,7 +222,7 @@ def _gains(entry: Entry) -> dict[str, str]:
     for gain in entry.answer.gains if entry.answer else ():
         name = wording.choice(gain.format, gain.granularity)
         name = f"{name} plain" if name in found else name  # the second one of a name is the paper's strategy
-        found[name] = words.with_interval(gain.speedup, (gain.low, gain.high))
+        found[name] = words.with_interval(gain.speedup, (gain.low, gain.high), gain.origin)
     return found
 
 
@@ -239,7 +240,7 @@ def time_table(comparison: Comparison) -> Table:
     caption = (
         f"All linear layers of {model} once, input quantisation and launches included; attention, norms, the output "
         "head and the time between steps are not, and cost the same in every format. tokens/s: M over that time, so an "
-        "upper bound. Predicted from the row's rates."
+        "upper bound. After ~ predicted from the row's rates, else timed."
     )
     return Table("Expected time of a step", columns_of(*titles), tuple(rows), caption)
 

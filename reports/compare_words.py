@@ -37,16 +37,21 @@ def named(format: Format, granularity: Granularity) -> str:
 
 
 def speedup(decision: Decision) -> str:
-    """``~1.69× (1.00–1.80)``: predicted always, since no kernel was timed."""
+    """``~1.69× (1.00–1.80)``; ``1.69×`` where it was timed."""
     if decision.speedup_fp16 is None or decision.format == "fp16":
         return wording.ABSENT
+    if decision.speedup_fp16_interval is None:
+        return short_speedup(decision)
     return with_interval(decision.speedup_fp16, decision.speedup_fp16_interval)
 
 
-def with_interval(value: float, interval: tuple[float, float] | None) -> str:
-    text = wording.times(value, "predicted")
-    if interval is None:
-        return text
+def short_speedup(decision: Decision) -> str:
+    """Without its interval, which only a plan has whose GEMMs were not all timed."""
+    return wording.times(decision.speedup_fp16, "predicted" if decision.speedup_fp16_interval else "measured")
+
+
+def with_interval(value: float, interval: tuple[float, float], origin: Origin = "predicted") -> str:
+    text = wording.times(value, origin)
     low, high = (f"{bound:.2f}" for bound in sorted(interval))
     return text if low == high else f"{text} ({low}–{high})"  # without CUDA-core work there is nothing to overlap
 

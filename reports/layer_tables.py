@@ -97,11 +97,12 @@ def _layer_head(layer: LayerPlan) -> tuple[str, str, str, str]:
 
 
 def layer_times_table(profile: Profile) -> Table:
-    """Every predicted or measured time behind the verdict per layer, in microseconds."""
+    """Every time behind the verdict per layer, in microseconds."""
     rows = []
     for layer in profile.layers:
         for time in layer.times:
-            figures = (time.us, time.us_low, time.us_high, time.us_quantise, time.us_fp16)
+            low, high = (None, None) if time.origin == "measured" else (time.us_low, time.us_high)
+            figures = (time.us, low, high, time.us_quantise, time.us_fp16)
             cells = (
                 *_layer_head(layer),
                 str(layer.count),
@@ -119,7 +120,8 @@ def layer_times_table(profile: Profile) -> Table:
         "Times per layer",
         columns_of(*titles),
         tuple(rows),
-        "Microseconds a layer, its share by N where it runs in a fused GEMM; us includes quantising the activations.",
+        "Microseconds a layer, its share by N where it runs in a fused GEMM; us includes quantising the activations. "
+        "Overlap of the pipes and what binds are the model's; a time that was measured has no such span.",
     )
 
 

@@ -83,10 +83,13 @@ def _words(profile: Profile) -> dict[str, tuple[str, str]]:
     """Alt text and caption of every figure."""
     device = wording.clean(profile.device.name)
     solid = "Solid: measured. Hatched: predicted or from a datasheet."
+    timed = verdict.times_origin(profile) == "measured"
+    brings = "as timed" if timed else "with a line from no overlap of the pipes to full"
+    spans = "as timed" if timed else "from no overlap to full overlap"
     return {
         "verdict": (
             f"Bars: {verdict.headline(profile)} Beside it what each granularity of scales costs in SM cycles.",
-            f"{solid} Left: what the choice brings, with a line from no overlap of the pipes to full. Right: cycles of "
+            f"{solid} Left: what the choice brings, {brings}. Right: cycles of "
             "each granularity over one scale per channel, by its cheapest strategy; in the green band a granularity "
             "costs nothing that matters.",
         ),
@@ -108,11 +111,13 @@ def _words(profile: Profile) -> dict[str, tuple[str, str]]:
             roofline_plot.alt_text(profile),
             "Left of the ridge memory decides, so fewer bits a weight pay; right of it the Tensor Core decides, unless "
             "dequantisation keeps the SMs busy for longer (the lower ceilings). Filled markers stand on the roof, the "
-            "most that a layer can reach; crosses are where the plan's own times put it.",
+            "most that a layer can reach; crosses are where it was timed, three-pointed stars where the plan's "
+            "predicted time puts it, quantising its activations included.",
         ),
         "speedup": (
-            f"Points: speed-up over FP16 of each layer role at each M on {device}, from no overlap to full overlap.",
-            "Speed-up over FP16 of the chosen format, activation quantisation counted in. Hollow: predicted.",
+            f"Points: speed-up over FP16 of each layer role at each M on {device}, {spans}.",
+            "Speed-up over FP16 of the chosen format, activation quantisation counted in. "
+            + ("Timed." if timed else "Hollow: predicted."),
         ),
     }
 
@@ -130,6 +135,7 @@ def _render(profile: Profile, pictures: dict[str, Picture], details: list[Pictur
         "balance": tables.balance_table(profile),
         "layers": layer_tables.layer_table(profile),
         "layer_times": layer_tables.layer_times_table(profile),
+        "packings": kernel_tables.packing_table(profile),
         "kernels": kernel_tables.kernel_table(profile),
         "gemm_timings": kernel_tables.gemm_timing_table(profile),
         "rejected": tables.rejected_table(profile),

@@ -222,9 +222,8 @@ def speedup_figure(profile: Profile) -> Figure | None:
     handles = [_size_handle(size, index) for index, size in enumerate(sizes)]
     bound = f"asked of W4A4: {profile.workload.min_speedup:g}×"
     handles.append(lines.Line2D([], [], color=style.VERMILLION, linestyle="--", linewidth=1, label=bound))
-    origin = "predicted" if verdict.times_origin(profile) == "predicted" else "measured"
-    hollow = ", hollow: predicted" if origin == "predicted" else ""
-    title = f"bars: no overlap of the pipes to full overlap{hollow}"
+    timed = verdict.times_origin(profile) == "measured"
+    title = "as timed" if timed else "bars: no overlap of the pipes to full overlap, hollow: predicted"
     legend = figure.legend(
         handles=handles, loc="outside upper left", ncols=5, fontsize=8, title=title, title_fontsize=8
     )

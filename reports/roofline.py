@@ -10,12 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from apex4_probe.deployment import Format, Granularity, LayerPlan, Origin, Profile, StrategyBalance
+from apex4_probe.candidates import FUSED
+from apex4_probe.deployment import (
+    Format,
+    GemmTiming,
+    Granularity,
+    LayerPlan,
+    Origin,
+    Profile,
+    StrategyBalance,
+)
 from apex4_probe.errors import ApexError
 from apex4_probe.gemm_time import ACTIVATION_BITS, OPERANDS, weight_bytes
 from apex4_probe.rates import Rates, Throughput, worst
 from apex4_probe.reports import wording
 from apex4_probe.reports.tables import Row, Table, columns_of
+from apex4_probe.selection import GemmKey, fastest, total_us
 
 SIZES = (1, 16, 256, 4096)  # tokens: decode of one, a small batch, a large one, prefill
 DEPTH = 128  # of K, what a balance is counted for
@@ -47,7 +57,10 @@ class LayerPoint:
     bound: float
     bound_by: str
     origin: Origin
-    planned: float | None  # at the time that the plan gives this layer; None: the workload has no such M
+    planned: (
+        float | None
+    )  # at the time that the plan gives this layer, or that was timed beside the plan; None: neither
+    planned_origin: Origin = "predicted"  # measured: it was timed
 
 
 @dataclass(frozen=True)
@@ -73,13 +86,23 @@ def roofline(profile: Profile) -> Roofline | None:
     if "fp16" not in tensors:
         return None
     ceilings = [*_tensor_ceilings(tensors, rates), *_dequantisation_ceilings(profile, tensors, rates)]
-    points = []
+    points, timed = [], fastest(profile.gemm_timings)
     for plan, roles in _shapes(profile.layers):
         for format, granularity in dict.fromkeys((*beside, _choice(plan))):
             if format in tensors:
                 sizes = sorted({*SIZES, *(time.m for time in plan.times)})
                 points += [
-                    _point(plan, roles, m, format, granularity, ceilings, bandwidth.value, bandwidth.origin)
+                    _point(
+                        plan,
+                        roles,
+                        m,
+                        format,
+                        granularity,
+                        ceilings,
+                        bandwidth.value,
+                        bandwidth.origin,
+                        timed.get(GemmKey(m, _gemm_n(plan, profile.layers), plan.k, format, granularity)),
+                    )
                     for m in sizes
                 ]
     return Roofline(bandwidth.value, bandwidth.origin, tuple(ceilings), tuple(points))
@@ -132,11 +155,19 @@ def _dequantisation_ceilings(profile: Profile, tensors: dict[Format, Throughput]
 
 
 def _shapes(layers: Iterable[LayerPlan]) -> list[tuple[LayerPlan, str]]:
-    """Layers of one shape and choice together, with their roles joined."""
-    grouped: dict[tuple[int, int, Format, Granularity], list[LayerPlan]] = {}
+    """Layers of one shape, choice and times together, with their roles joined: q and o of one shape run in different
+    GEMMs, which take their own times."""
+    grouped: dict[tuple[object, ...], list[LayerPlan]] = {}
     for layer in layers:
-        grouped.setdefault((layer.n, layer.k, layer.format, layer.granularity), []).append(layer)
+        times = tuple((time.m, time.us, time.us_fp16) for time in layer.times)
+        grouped.setdefault((layer.n, layer.k, layer.format, layer.granularity, times), []).append(layer)
     return [(members[0], ", ".join(dict.fromkeys(m.role for m in members))) for members in grouped.values()]
+
+
+def _gemm_n(plan: LayerPlan, layers: Iterable[LayerPlan]) -> int:
+    """N of the GEMM that the layer runs in: those that share an input run as one."""
+    beside = next((roles for roles in FUSED if plan.role in roles), (plan.role,))
+    return sum(layer.n for layer in layers if layer.role in beside)
 
 
 def layer_bytes(m: int, n: int, k: int, format: Format, granularity: Granularity) -> float:
@@ -154,6 +185,7 @@ def _point(
     ceilings: Iterable[Ceiling],
     read_gb_s: float,
     bandwidth_origin: Origin,
+    timing: GemmTiming | None,
 ) -> LayerPoint:
     operations = 2.0 * m * plan.n * plan.k
     intensity = operations / layer_bytes(m, plan.n, plan.k, format, granularity)
@@ -169,6 +201,10 @@ def _point(
     time = next((time for time in plan.times if time.m == m), None)
     known = {} if time is None else {("fp16", "none"): time.us_fp16, _choice(plan): time.us}
     microseconds = known.get((format, granularity))
+    planned = operations / microseconds * 1e-6 if microseconds else None
+    planned_origin = time.origin if time else "predicted"
+    if planned is None and timing is not None:  # at the rate of the whole GEMM, of which a layer has its share by N
+        planned, planned_origin = 2.0 * m * timing.n * timing.k / total_us(timing) * 1e-6, timing.origin
     return LayerPoint(
         roles=roles,
         n=plan.n,
@@ -180,7 +216,8 @@ def _point(
         bound=min(memory, lowest.tops),
         bound_by="memory" if memory < lowest.tops else by,
         origin=worst((bandwidth_origin, lowest.origin)),
-        planned=operations / microseconds * 1e-6 if microseconds else None,
+        planned=planned,
+        planned_origin=planned_origin,
     )
 
 
@@ -199,7 +236,8 @@ def roofline_table(lines: Roofline | None) -> Table:
     titles = ("roles", "#N × K", "#M", "format", "#op/byte", "#bound T op/s", "bound by", "#planned T op/s", "origin")
     caption = (
         "op/byte: two operations a MAC over weights with scales, activations and output. Bound: the lower of op/byte "
-        "times read bandwidth and what the SMs reach. Planned: at the time that the plan gives the layer."
+        "times read bandwidth and what the SMs reach; the origin is its. Planned: at the time that the plan gives the "
+        "layer, or that was timed beside the plan, quantising its activations included; ~ where it was not timed."
     )
     return Table("Roofline", columns_of(*titles), rows, caption)
 
@@ -213,7 +251,7 @@ def _row(point: LayerPoint) -> Row:
         wording.number(point.intensity),
         wording.number(point.bound, point.origin),
         point.bound_by,
-        wording.number(point.planned, "predicted"),
+        wording.number(point.planned, point.planned_origin),
         point.origin,
     )
     return Row(cells, predicted=point.origin == "predicted")

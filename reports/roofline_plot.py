@@ -23,12 +23,13 @@ COLOURS: dict[Format, str] = {
     "w4a8": style.VERMILLION,
     "w4a4": style.GREEN,
 }
+TIMED, PLANNED = "x", "1"  # markers
 LABEL_HEIGHT = 0.085  # of the axes: two lines of small type
 
 
 @style.styled
 def roofline_figure(profile: Profile) -> Figure | None:
-    """Log-log; the layers at M = 1, 16, 256 and 4096 on their roof, and hollow below it at the plan's own times."""
+    """Log-log; the layers at M = 1, 16, 256 and 4096 on their roof, and crosses below it at the plan's own times."""
     lines = roofline(profile)
     if lines is None:
         return None
@@ -103,7 +104,8 @@ def _point(axis: Axes, point: LayerPoint) -> None:
             point.intensity, point.bound, marker, color=face, markeredgecolor=colour, markersize=6, zorder=4, alpha=0.9
         )
     if point.planned:
-        axis.plot(point.intensity, point.planned, "x", color=colour, markersize=5, zorder=3)
+        mark = TIMED if point.planned_origin == "measured" else PLANNED
+        axis.plot(point.intensity, point.planned, mark, color=colour, markersize=5, zorder=3)
 
 
 def _legend(figure: Figure, lines: Roofline) -> None:
@@ -115,8 +117,11 @@ def _legend(figure: Figure, lines: Roofline) -> None:
     handles = [mark(style.MARKERS[index], style.INK, f"M = {m}") for index, m in enumerate(SIZES)]
     formats = dict.fromkeys(point.format for point in lines.points)
     handles += [mark("s", COLOURS[fmt], wording.format_name(fmt)) for fmt in formats]
-    if any(point.planned for point in lines.points):
-        handles.append(mark("x", style.INK, "at the planned time"))
+    origins = {point.planned_origin for point in lines.points if point.planned}
+    if "measured" in origins:
+        handles.append(mark(TIMED, style.INK, "as timed"))
+    if origins - {"measured"}:
+        handles.append(mark(PLANNED, style.INK, "at the predicted time"))
     if any(not _is_measured(item) for item in lines.ceilings):
         handles.append(artists.Line2D([], [], linestyle="--", color=style.INK, label="dashed, hollow: predicted"))
     figure.legend(handles=handles, loc="outside upper left", ncols=5, fontsize=8)

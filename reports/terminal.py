@@ -229,9 +229,9 @@ def _print_layers(printer: ConsoleTables, profile: Profile) -> None:
         printer.sentence(f"{roles}: {reason}", indent=2)
     if points:
         printer.sentence(f"Workload: {points}.", indent=2)
-    kernels = kernel_tables.chosen_kernel_table(profile)
-    if kernels.rows:
-        printer.table(kernels)
+    for kernels in (kernel_tables.packing_table(profile), kernel_tables.chosen_kernel_table(profile)):
+        if kernels.rows:
+            printer.table(kernels)
 
 
 def _choice_column(table: Table) -> Table:

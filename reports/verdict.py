@@ -26,14 +26,14 @@ def headline(profile: Profile) -> str:
 
 
 def speedup_phrase(profile: Profile, decision: Decision) -> str:
-    """``~1.62× FP16 over the workload (1.31–1.98×), 12 % ahead of fp8``; empty when the profile has no figure."""
+    """``~1.62× FP16 over the workload (1.31–1.98×), 12 % ahead of FP8``; empty when the profile has no figure."""
     if decision.speedup_fp16 is None:
         return ""
     phrase = f"{wording.times(decision.speedup_fp16, times_origin(profile))} FP16 over the workload"
     if decision.speedup_fp16_interval is not None:
         phrase += f" ({wording.interval(*sorted(decision.speedup_fp16_interval))})"
     if decision.margin is not None and decision.runner_up:
-        phrase += f", {wording.percent(decision.margin)} ahead of {wording.clean(decision.runner_up)}"
+        phrase += f", {wording.percent(decision.margin)} ahead of {wording.plan_name(decision.runner_up)}"
     return phrase
 
 
@@ -42,7 +42,7 @@ def decision_facts(decision: Decision) -> list[tuple[str, str]]:
     facts = [("Reason", wording.prose(decision.reason)), ("Rule", wording.prose(decision.rule))]
     facts.append(("Confidence", decision.confidence))
     if decision.margin is not None:
-        runner_up = f" over {wording.clean(decision.runner_up)}" if decision.runner_up else ""
+        runner_up = f" over {wording.plan_name(decision.runner_up)}" if decision.runner_up else ""
         facts.append(("Margin", wording.percent(decision.margin) + runner_up))
     if decision.expected_loss is not None:
         facts.append(("Expected loss", f"{decision.expected_loss:.3f} nats per token (a prior, not this model's own)"))

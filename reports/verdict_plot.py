@@ -92,7 +92,8 @@ def verdict_table(profile: Profile) -> Table:
         chosen = wording.choice(profile.decision.format, profile.decision.granularity)
         rows.append(Row((f"{chosen}: speed-up over FP16",), section=True))
     for speedup in speedups:
-        span = wording.interval(speedup.low, speedup.high)
+        timed = speedup.origin == "measured"
+        span = wording.ABSENT if timed else wording.interval(speedup.low, speedup.high)
         rows.append(_row(speedup.label, speedup.value, span, speedup.origin))
     if costs:
         name = wording.format_name(costs[0].format)
@@ -114,4 +115,4 @@ def _row(label: str, factor: float, span: str, origin: Origin) -> Row:
 def _caption(profile: Profile) -> str:
     origin = "from measured rates" if profile.origin == "measured" else "from a datasheet"
     times = "measured" if verdict.times_origin(profile) == "measured" else f"predicted {origin}"
-    return f"Times are {times}; activation quantisation is counted in."
+    return f"The speed-ups' times are {times}; activation quantisation is counted in."

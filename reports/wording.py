@@ -114,6 +114,12 @@ def choice(fmt: Format, granularity: Granularity) -> str:
     return FORMATS[fmt] if granularity == "none" else f"{FORMATS[fmt]} {granularity}"
 
 
+def plan_name(label: str) -> str:
+    """A plan's label, its format in capitals: ``W4A8 per channel``."""
+    format, space, rest = clean(label).partition(" ")
+    return f"{format.upper()}{space}{rest}"
+
+
 def verdict_word(fmt: Format, granularity: Granularity) -> str:
     """What people call it: coarse, fine, mixed, W4A16, FP8 or stay in FP16."""
     if fmt == "fp16":

@@ -75,9 +75,7 @@ def by_hand(format: Format, granularity: Granularity, shape: Shape, chip: Chip, 
     except ApexError as error:
         raise ValueError(f"{'variant' if tile is None else 'tile'}: {error}") from None
     if reason := named.refuses(chosen, shape, chip):
-        raise ValueError(
-            f"tile: {variant} {chosen.name} cannot run M = {shape.m}, N = {shape.n}, K = {shape.k}: {reason}"
-        )
+        raise ValueError(f"tile: {variant} {chosen.name} cannot run {shape.text}: {reason}")
     return named, chosen
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
+from apex4_probe.deployment import Profile
 from apex4_probe.kernels import catalogue
 from apex4_probe.kernels.gemm import check_call, enqueue
 from apex4_probe.kernels.packing import PackedWeight
 from apex4_probe.kernels.variant import Shape, Tile, Variant
 from apex4_probe.runtime.choice import SameProfile, choose
-
-if TYPE_CHECKING:
-    from apex4_probe.deployment import Profile
 
 
 def linear(
@@ -37,10 +33,8 @@ def linear(
     what the catalogue lacks. ApexError for a kernel that does not compile or launch.
     """
     m, device = check_call(x, packed, bias)
-    if variant is None and tile is not None:
-        raise ValueError("tile is given without variant, which it is one of")
-    if variant is not None and profile is not None:
-        raise ValueError("variant and profile are both given: either chooses the kernel, so leave one out")
+    if profile is not None or variant is not None or tile is not None:
+        _check_choice(profile, variant, tile)
     if m == 0:
         return x.new_empty((*x.shape[:-1], packed.n))
     chosen, chosen_tile = choose(
@@ -60,3 +54,17 @@ def linear(
 def variants() -> tuple[Variant, ...]:
     """Every variant of the catalogue, with its format, granularity, legal tiles and one sentence on what it does."""
     return catalogue.VARIANTS
+
+
+def _check_choice(profile: object, variant: object, tile: object) -> None:
+    """ValueError naming the argument that has another type or does not go with the others."""
+    if not isinstance(profile, (Profile, type(None))):
+        raise ValueError(f"profile must be a Profile, as load_profile returns it, not {type(profile).__name__}")
+    if not isinstance(variant, (Variant, str, type(None))):
+        raise ValueError(f"variant must be one of variants() or its name, not {type(variant).__name__}")
+    if not isinstance(tile, (Tile, str, type(None))):
+        raise ValueError(f"tile must be one of the variant's tiles or its name, not {type(tile).__name__}")
+    if variant is None and tile is not None:
+        raise ValueError("tile is given without variant, which it is one of")
+    if variant is not None and profile is not None:
+        raise ValueError("variant and profile are both given: either chooses the kernel, so leave one out")

@@ -1,7 +1,7 @@
 // Copies from global to shared memory that run beside the threads, and what orders them. Addresses of shared memory are
 // 32 bit (shared_address). All of it is for sm_80 and later unless said; 16-byte alignment everywhere.
 //
-//   cp.async        each thread copies 16 bytes; copies are counted in groups, per thread
+//   cp.async        each thread copies 16 bytes, past the L1; copies are counted in groups, per thread
 //   cp.async.bulk   sm_90: one thread copies any multiple of 16 bytes; an mbarrier counts the bytes that have landed
 //   griddepcontrol  sm_90: programmatic dependent launch; nothing elsewhere, and nothing in an ordinary launch
 #pragma once
@@ -21,7 +21,6 @@ static __device__ __forceinline__ void prefetch_l2(const void* address) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
 }
 
-// Past the L1.
 static __device__ __forceinline__ void copy_16_async(u32 to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
@@ -37,7 +36,7 @@ static __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// The thread that initialises barriers, once after the last one; threads other than it need a barrier of their own.
+// One thread initialises barriers, then calls the fence once; others may use them after a barrier between the threads.
 static __device__ __forceinline__ void mbarrier_init(u32 barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }

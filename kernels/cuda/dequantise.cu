@@ -1,10 +1,10 @@
 // Packed INT4 weights to fp16 or bf16 [N, K], row-major, for a dense GEMM that follows: beyond some tens of tokens that
 // costs less than widening the same weight in every CTA that needs it.
 //
-// A warp takes 16 rows x 128 of K, half a packed block: a lane loads twice 16 bytes and stores eight times 16, each warp's
-// store eight rows x 64 bytes. Every value is rounded twice at most: (code - 8) * group_scale is exact in fp32, times
-// row_scale rounds to fp32, and that to the output's type. No shared memory; the memory's speed is the bound, 2.5 to 2.56
-// bytes a weight, four fifths of them written.
+// A warp takes 16 rows x 128 of K, half a packed block: a lane loads twice 16 bytes and stores eight times 16, each
+// warp's store eight rows x 64 bytes. Every value is rounded twice at most: (code - 8) * group_scale is exact in fp32,
+// times row_scale rounds to fp32, and that to the output's type. No shared memory; the memory's speed is the bound, 2.5
+// to 2.56 bytes a weight, four fifths of them written.
 #include "mma.cuh"
 #include "async_copy.cuh"
 #include "output.cuh"
@@ -23,24 +23,14 @@ static __device__ __forceinline__ uint4 load_once(const u8* from) {
   return x;
 }
 
-static __device__ __forceinline__ u32 pair_to_out(float2 pair) {
-  u32 bits;
-#if OUT_BF16
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.y), "f"(pair.x));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(pair.y), "f"(pair.x));
-#endif
-  return bits;
-}
-
 static __device__ __forceinline__ u32 dequantised(u32 values, float group_scale, float row_scale) {
   const float2 pair = f16x2_to_float2(values);
-  return pair_to_out(make_float2(pair.x * group_scale * row_scale, pair.y * group_scale * row_scale));
+  return to_out_pair(pair.x * group_scale * row_scale, pair.y * group_scale * row_scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    gemm(const u8* weights, const float* row_scale, const void*, const float*, const int*, const Out*, Out*, u8* workspace,
-         int, int n, int k) {
+    gemm(const u8* weights, const float* row_scale, const void*, const float*, const int*, const Out*, Out*,
+         u8* workspace, int, int n, int k) {
   launch_dependents();
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   const int k_blocks = k / 128;

@@ -1,9 +1,5 @@
-// The last step of every GEMM: an accumulator, scaled, with bias, in the output's type. OUT_BF16 chooses bfloat16.
+// The last step of every GEMM: an accumulator, scaled, with bias, in the output's type. OUT_BF16: 1 bfloat16, 0 fp16.
 #pragma once
-
-#ifndef OUT_BF16
-#define OUT_BF16 0
-#endif
 
 using Out = unsigned short;  // the bits of an fp16 or bf16
 
@@ -15,6 +11,17 @@ static __device__ __forceinline__ Out to_out(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
 #endif
   return bits;
+}
+
+// `low` is the first of the two in memory.
+static __device__ __forceinline__ u32 to_out_pair(float low, float high) {
+  u32 pair;
+#if OUT_BF16
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#endif
+  return pair;
 }
 
 static __device__ __forceinline__ float from_out(Out bits) {
@@ -35,12 +42,5 @@ static __device__ __forceinline__ Out scaled(float sum, float token_scale, float
 // scaled() of one row for two tokens, packed.
 static __device__ __forceinline__ u32 scaled_pair(float first, float second, float2 token_scale, float row_scale,
                                                   float bias) {
-  const float low = fmaf(first, token_scale.x * row_scale, bias), high = fmaf(second, token_scale.y * row_scale, bias);
-  u32 pair;
-#if OUT_BF16
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-#endif
-  return pair;
+  return to_out_pair(fmaf(first, token_scale.x * row_scale, bias), fmaf(second, token_scale.y * row_scale, bias));
 }

@@ -1,24 +1,25 @@
 // W4A16 GEMM for up to 64 tokens, where reading the weights is the whole cost: it aims at the time of a pure read.
 //
 // Weights are the MMA's operand A (16 rows), widened to fp16 or bf16 in registers; tokens are its eight columns. A CTA
-// owns ROWS whole rows and TOKENS tokens at a time (blockIdx.y: which tokens) and walks over the row groups of the matrix
-// (blockIdx.x, then + gridDim.x). Its warps are ROWS / 32 across the rows times the rest across K, interleaved by blocks
-// of 128. Every warp loads for itself, through a ring of STAGES blocks that only it fills and empties: no CTA-wide barrier
-// within a row group, and the ring runs on into the next. cp.async.bulk by one lane on sm_90 and later, else cp.async.
+// owns ROWS whole rows and TOKENS tokens at a time (blockIdx.y: which tokens) and walks over the row groups of the
+// matrix (blockIdx.x, then + gridDim.x). Its warps are ROWS / 32 across the rows times the rest across K, interleaved
+// by blocks of 128. Every warp loads for itself, through a ring of STAGES blocks that only it fills and empties: no
+// CTA-wide barrier within a row group, and the ring runs on into the next. cp.async.bulk by one lane on sm_90 and
+// later, else cp.async.
 //
-// Activations come straight from global memory: lane (g, c) takes 16 bytes of token g at k = 32 * quarter + 8 * c, which
-// is operand B of the two MMAs of that quarter of a block (the packing has the same order, kernels/formats.py). They are
-// requested AHEAD quarters before their use, across blocks and row groups, so that no wait for weights delays them. Warps
-// that differ only in their rows ask for the same bytes at about the same time, and the next row group for the same
-// again: the L1 serves them.
+// Activations come straight from global memory: lane (g, c) takes 16 bytes of token g at k = 32 * quarter + 8 * c,
+// which is operand B of the two MMAs of that quarter of a block (the packing has the same order, kernels/formats.py).
+// They are requested AHEAD quarters before their use, across blocks and row groups, so that no wait for weights delays
+// them. Warps that differ only in their rows ask for the same bytes at about the same time, and the next row group for
+// the same again: the L1 serves them.
 //
-// Group scales multiply the fp32 sum of a group, once per accumulator; the row's scale and the bias come at the end, when
-// the fp32 sums of the K warps are added in shared memory in ascending order: the same bits every time.
+// Group scales multiply the fp32 sum of a group, once per accumulator; the row's scale and the bias come at the end,
+// when the fp32 sums of the K warps are added in shared memory in ascending order: the same bits every time.
 //
 // Registers: TOKENS accumulators, as many group sums, AHEAD * TOKENS / 2 words of activations, 8 of weights; never more
-// than CTAS CTAs of WARPS warps leave each other. Shared memory, counted below: WARPS * STAGES blocks of 2 to 2.25 KB and
-// the partial sums. So CTAS of them are resident on an SM, which wants about 64 KB of weights on their way: 16 warps x 2
-// stages, or two CTAs of 8 warps x 2.
+// than CTAS CTAs of WARPS warps leave each other. Shared memory, counted below: WARPS * STAGES blocks of 2 to 2.25 KB
+// and the partial sums. So CTAS of them are resident on an SM, which wants about 64 KB of weights on their way: 16
+// warps x 2 stages, or two CTAs of 8 warps x 2.
 #include "mma.cuh"
 #include "async_copy.cuh"
 #include "output.cuh"
@@ -211,7 +212,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
         uint4 b[TOKEN_TILES];
 #pragma unroll
         for (int i = 0; i < TOKEN_TILES; i++) b[i] = ahead[quarter % AHEAD][i];
-        load_quarter(ahead[quarter % AHEAD], quarter + AHEAD < 4 ? x_block : next_x_block, offsets, (quarter + AHEAD) % 4);
+        load_quarter(ahead[quarter % AHEAD], quarter + AHEAD < 4 ? x_block : next_x_block, offsets,
+                     (quarter + AHEAD) % 4);
         if (quarter % 2 == 0)
 #pragma unroll
           for (int t = 0; t < 2; t++)

@@ -8,8 +8,9 @@
 // loads     cp.async, STAGES stages of 128 of K: each warp its own block of weights with the groups' scales, the whole
 //           CTA the tokens, which are one piece of global memory. Everything lies in fragment order already, so each
 //           read of shared memory takes 16 bytes a lane, the lanes side by side: no conflict, no swizzle, no ldmatrix.
-// pipeline  one barrier a stage, before its last batch of MMAs, by when every warp has read the stage. Fragments are
-//           loaded one batch of eight MMA tiles ahead, the next weights are widened behind the last of them.
+// pipeline  one barrier a stage, before its last batch of MMAs, by when every warp has read the stage. Tokens are
+//           loaded one batch (BATCH_TILES tiles of accumulators) ahead of their MMAs; the weights of the next half
+//           stage (g128: of the next stage) are loaded before the last batch of this one and widened behind it.
 // scales    channel  codes stay where they lie in their nibbles (the second row's are 16 times too large), unsigned;
 //                    the row's scale holds the 1/16, the offset 8 becomes a multiple of the token's sum: two
 //                    instructions for eight weights.
@@ -22,12 +23,14 @@
 //
 // A warp's instructions for 128 of K, 128 rows x 128 tokens (g128: 64), the compile tests hold them; the bound aimed at
 // is the Tensor Core, 128 IMMA of 4096 MAC:
-//             WARP_ROWS  IMMA  LDS  cp.async  widening   per group    addresses, predicates, loop
+//             WARP_ROWS  IMMA  LDS  cp.async  widening  FADD + FFMA  addresses, predicates, loop
 //   channel          32   128   36        12        32                                        < 48
 //                    64   128   24        12        64                                        < 48
 //   g128i            32   128   38        13        88                                        < 48
-//   g128             32    64   22         9        48   64 + 64                              < 64
-// Registers: 256 for 128 tokens or float groups, so 2 CTAs of 4 warps an SM; 168 (3) for 64 tokens, 128 (4) for fewer.
+//   g128             32    64   22         9        52      64 + 64                           < 64
+// Widening includes the groups' scales.
+// Registers: 256 for 128 tokens and, with float groups, for more than 16, so 2 CTAs of 4 warps an SM; otherwise 168 (3)
+// for 64 tokens and 128 (4) for fewer.
 #include "mma.cuh"
 
 #include "async_copy.cuh"
@@ -60,7 +63,7 @@ constexpr int BATCHES = TOKEN_TILES / BATCH;
 constexpr int OUT_STRIDE = ROWS + 8;  // of a token in the epilogue: sixteen bytes more, against bank conflicts
 constexpr int EPILOGUE = TOKENS * (OUT_STRIDE * 2 + 8);
 constexpr int SHARED = STAGES * STAGE > EPILOGUE ? STAGES * STAGE : EPILOGUE;  // what geometry() asks for
-static_assert(WARP_ROWS == 32 || !INTEGER_SCALES, "every weight would be widened twice");
+static_assert(WARP_ROWS == 32 || !INTEGER_SCALES, "g128i's five instructions would be spent twice on every weight");
 static_assert(TOKEN_TILES % BATCH == 0 && TOKENS <= THREADS && STAGES >= 2, "");
 
 // Registers bound it: the accumulators and about a hundred more; a float group's own sums and operands beside them.
@@ -157,7 +160,7 @@ struct Packed {
 struct Operand {
   u32 a[ROW_TILES][STEPS][4];
   float scale[FLOAT_SCALES ? GROUPS_OF_SPAN : 1][ROW_TILES][2];
-  IntegerGroup group[ROW_TILES];  // g128i: of the whole stage
+  IntegerGroup group[ROW_TILES];  // g128i: of the whole stage, kept over its spans
 
   __device__ __forceinline__ void widen(const Packed& packed, int span, const Opaque& opaque) {
 #pragma unroll
@@ -173,20 +176,17 @@ struct Operand {
           if constexpr (INTEGER_SCALES) {
             widen_grouped(word, group[t], first, second);
           } else if constexpr (FLOAT_SCALES) {
-            first = ((word << 4) & opaque.high_nibbles) ^ 0x80808080u;  // widen_times_16
-            second = (word & opaque.high_nibbles) ^ 0x80808080u;
+            widen_times_16(word, opaque.high_nibbles, first, second);
           } else {
-            first = word & 0x0F0F0F0Fu;
-            second = word & 0xF0F0F0F0u;
+            widen_in_place(word, first, second);
           }
         }
       }
       if constexpr (FLOAT_SCALES) {
 #pragma unroll
         for (int q = 0; q < GROUPS_OF_SPAN; q++) {
-          asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }"
-              : "=f"(scale[q][t][0]), "=f"(scale[q][t][1])
-              : "r"(packed.scales[q][t]));
+          const float2 rows = f16x2_to_float2(packed.scales[q][t]);
+          scale[q][t][0] = rows.x, scale[q][t][1] = rows.y;
         }
       }
     }
@@ -268,10 +268,15 @@ static __device__ __forceinline__ void multiply(float (&sum)[ROW_TILES][TOKEN_TI
   }
 }
 
-// A finished sum without the offset that unsigned weights carry: 128, or 8 where a code lies in its low nibble.
+static __device__ __forceinline__ Widened widened(int second_row) {
+  if (FLOAT_SCALES) return {0, 0.0625f};  // signed, so without an offset
+  return INTEGER_SCALES ? Widened::grouped() : Widened::in_place(second_row);
+}
+
+// A finished sum without the offset that unsigned weights carry.
 static __device__ __forceinline__ float value(float sum, int, int) { return sum; }
 static __device__ __forceinline__ float value(u32 sum, int token_sum, int second_row) {
-  return (float)(int)(sum - (u32)token_sum * (INTEGER_SCALES || second_row ? 128u : 8u));
+  return (float)(int)(sum - ((u32)token_sum << widened(second_row).offset_shift));
 }
 
 template <bool is_float>
@@ -361,7 +366,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       const int row = min(at.row + warp_row + 16 * t + 8 * r + lane / 4, n - 1);
-      rows[t][r] = row_scale[row] * (FLOAT_SCALES || (!GROUP && r) ? 0.0625f : 1.0f);
+      rows[t][r] = row_scale[row] * widened(r).factor;
       biases[t][r] = bias ? from_out(bias[row]) : 0.0f;
     }
   }

@@ -6,15 +6,16 @@
 //              kb mod K_WARPS
 //   STAGES     of each warp's own ring. It refills a stage as soon as it has multiplied it and waits for no other warp
 //              until a row group ends and the sums are added in shared memory; by then the next group is on its way.
-//              64 KB in flight an SM saturate the memory of an H100
+//              On an H100 about 64 KB in flight an SM are best
 //   STAGED_X   1: activations travel in the ring. With ROW_WARPS > 1 in one of their own that the row warps share
-//              0: from the L2 into registers, one block ahead; only rows of tokens that exist are touched (m <= 16)
+//              0: from the L2 into registers, one block ahead; only rows of tokens that exist are touched. For up to 16
+//                 tokens, whose fragments the registers hold twice
 //   TOKENS     8, 16, 32 or 64, of which m are stored
 //   GROUPED    1: g128i, integer scale and zero applied while widening
 //              0: channel
 //
-// Operand A is unsigned: the offset it carries is subtracted once per output, by means of x_sum. So channel widens by
-// two instructions for eight weights: a word's low nibbles are one row's codes, its high nibbles 16 times another's.
+// Operand A is unsigned: the offset it carries is subtracted once per output, by means of x_sum. So channel widens in
+// place (widen.cuh), by two instructions for eight weights.
 //
 // The ring is filled by cp.async.bulk from sm_90 on: one lane requests, an mbarrier a stage counts bytes. Before, all
 // lanes copy 16 bytes at a time by cp.async. One CTA an SM; registers a thread: ROWS / ROW_WARPS * TOKENS / 32
@@ -36,8 +37,8 @@ static_assert(!SHARED_X || STAGES > 2, "");  // a shared stage is refilled one s
 constexpr int NIBBLES = 1024, SCALES = GROUPED ? 32 : 0, BLOCK = 2 * (NIBBLES + SCALES), X_TILE = 1024;
 constexpr int X_STAGE = TOKEN_TILES * X_TILE;
 
-// A bulk copy is fast if source and destination lie alike within 128 bytes. Otherwise a line is written in two parts,
-// and with 64 tokens shared memory is nearly as busy as the L2. Every second block of g128i, 33 times 64 bytes, begins
+// A bulk copy is fast if source and destination lie alike within 128 bytes; otherwise a line is written in two parts:
+// on an H100 g128i took up to 1.4 times as long for 64 tokens. Every second block of g128i, 33 times 64 bytes, begins
 // in the middle of a line of W, and therefore in the middle of one of its stage. A stage's further blocks lie as its
 // first does, which is right where K / 128 is even.
 constexpr int LINE = 128, MOST_SKEW = GROUPED ? LINE / 2 : 0;
@@ -182,20 +183,9 @@ static __device__ __forceinline__ void widen(u32 word, const Group& group, u32& 
 struct Group {};
 static __device__ __forceinline__ Group group_of(const u8*, int, int) { return {}; }
 static __device__ __forceinline__ void widen(u32 word, const Group&, u32& first_row, u32& second_row) {
-  first_row = word & 0x0F0F0F0Fu;
-  second_row = word & 0xF0F0F0F0u;
+  widen_in_place(word, first_row, second_row);
 }
 #endif
-
-// By what a row's operand differs from its weights: sum = (sum of operand * x - 2^offset_shift * x_sum) * factor.
-struct Widened {
-  int offset_shift;
-  float factor;
-};
-static __device__ __forceinline__ Widened widened(int row) {
-  if (GROUPED) return {7, 1.0f};
-  return row & 8 ? Widened{7, 0.0625f} : Widened{3, 1.0f};
-}
 
 // Operand A of one tile's 64 of K: two MMA steps.
 static __device__ __forceinline__ void widen(const uint4& w, const Group& group, u32 (&a)[2][4]) {
@@ -267,7 +257,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
     mbarrier_init_fence();
   }
 #endif
-  __syncwarp();  // for compute-sanitizer, which takes the warp's last lane for the one that initialises
+  __syncwarp();  // one lane initialises and requests; compute-sanitizer's racecheck warns of it without a barrier
   const int x_block = (m + 7) / 8 * X_TILE;  // bytes of 128 k of x
   WeightCursor next{};
   next.group = blockIdx.x;
@@ -423,7 +413,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       __syncthreads();
     }
     if (share.exists) {
-      const Widened w = widened(share.row);
+      const Widened w = GROUPED ? Widened::grouped() : Widened::in_place(share.row & 8);
       for (int token = share.token; token < m; token += Share::TOKENS_AT_ONCE) {
         const u32 offset = token_sum[token] << w.offset_shift;
         u32 sum[4] = {0u - offset, 0u - offset, 0u - offset, 0u - offset};

@@ -1,11 +1,19 @@
-// INT4 codes (value + 8) to MMA operands, in registers. A word holds, for two weight rows that are eight apart, four k:
-// byte p is k BYTE_ORDER[p], its low nibble the first row's, its high nibble the second's (kernels/formats.py).
+// Packed words (kernels/formats.py) to operands of integer MMAs, in registers. A word of codes (value + 8) holds, for
+// two weight rows that are eight apart, four k: byte p is k BYTE_ORDER[p], its low nibble the first row's, its high
+// nibble the second's. A scale word holds both rows' scales of one group.
 #pragma once
 
+// Codes where they lie, unsigned: the second row's sixteen times too large. Two instructions for eight weights.
+static __device__ __forceinline__ void widen_in_place(u32 word, u32& first_row, u32& second_row) {
+  first_row = word & 0x0F0F0F0Fu;
+  second_row = word & 0xF0F0F0F0u;
+}
+
 // Signed INT8, sixteen times the value: the 1/16 belongs into the row's scale. Three instructions for eight weights.
-static __device__ __forceinline__ void widen_times_16(u32 word, u32& first_row, u32& second_row) {
-  first_row = ((word << 4) & 0xF0F0F0F0u) ^ 0x80808080u;
-  second_row = (word & 0xF0F0F0F0u) ^ 0x80808080u;
+// `high_nibbles`: 0xF0F0F0F0, which the caller may keep in a register, for an instruction takes one literal.
+static __device__ __forceinline__ void widen_times_16(u32 word, u32 high_nibbles, u32& first_row, u32& second_row) {
+  first_row = ((word << 4) & high_nibbles) ^ 0x80808080u;
+  second_row = (word & high_nibbles) ^ 0x80808080u;
 }
 
 // The scale word of a g128i group, made ready once a group: integer scale and zero of both rows.
@@ -18,9 +26,28 @@ struct IntegerGroup {
 };
 
 // Unsigned INT8, 128 more than the value: code * scale + zero lies in 0 … 255, so that no byte carries into the next
-// (held at packing). 128 * sum(x) is subtracted once per token in the epilogue. Five instructions for eight weights.
+// (held at packing). Five instructions for eight weights.
 static __device__ __forceinline__ void widen_grouped(u32 word, const IntegerGroup& group, u32& first_row,
                                                      u32& second_row) {
   first_row = (word & 0x0F0F0F0Fu) * group.first_scale + group.first_zero;
   second_row = ((word >> 4) & 0x0F0F0F0Fu) * group.second_scale + group.second_zero;
+}
+
+// By what unsigned operands differ from the weights, corrected once per output:
+// sum of weights * x = (sum of operands * x - 2^offset_shift * sum of x) * factor.
+struct Widened {
+  int offset_shift;
+  float factor;
+  static __device__ __forceinline__ Widened in_place(bool second_row) {
+    return second_row ? Widened{7, 0.0625f} : Widened{3, 1.0f};
+  }
+  static __device__ __forceinline__ Widened grouped() { return {7, 1.0f}; }
+};
+
+// The scale word of a float group: the first row's and the second row's.
+static __device__ __forceinline__ float2 f16x2_to_float2(u32 bits) {
+  float2 pair;
+  asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
+      : "=f"(pair.x), "=f"(pair.y) : "r"(bits));
+  return pair;
 }

@@ -1,18 +1,10 @@
-// INT4 codes (value + 8) to fp16 or bf16, exactly, in registers. A word holds, for two weight rows that are eight apart,
-// four k: byte p is k BYTE_ORDER[p], its low nibble the first row's, its high nibble the second's (kernels/formats.py).
-// Both functions fill operand A of an m16n8k16 MMA: a[0], a[1] are the rows' k 0 and 1, a[2], a[3] their k 2 and 3.
+// Packed words of INT4 codes (widen.cuh says what they hold) to fp16 or bf16, exactly, in registers. widen_f16 and
+// widen_bf16 fill operand A of an m16n8k16 MMA: a[0], a[1] are the rows' k 0 and 1, a[2], a[3] their k 2 and 3.
 #pragma once
+#include "widen.cuh"
 
 static __device__ __forceinline__ u32 word_of(const uint4& four, int i) {
   return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
-}
-
-// Of a scale word: row g's and row g + 8's.
-static __device__ __forceinline__ float2 f16x2_to_float2(u32 bits) {
-  float2 pair;
-  asm("{.reg .f16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
-      : "=f"(pair.x), "=f"(pair.y) : "r"(bits));
-  return pair;
 }
 
 static __device__ __forceinline__ u32 add_f16x2(u32 x, u32 y) {
@@ -33,8 +25,9 @@ static __device__ __forceinline__ u32 fma_bf16x2(u32 x, u32 y, u32 z) {
   return sum;
 }
 
-// `exponent` is EXPONENT_F16 or EXPONENT_BF16 behind `in_register`: an instruction takes one constant, and the compiler,
-// given both, keeps this one as such and moves the masks into registers again and again, half as many moves as work.
+// `exponent` is EXPONENT_F16 or EXPONENT_BF16 behind `in_register`: an instruction takes one constant, and the
+// compiler, given both, keeps this one as such and moves the masks into registers again and again, half as many moves
+// as work.
 constexpr u32 EXPONENT_F16 = 0x64006400u, EXPONENT_BF16 = 0x43004300u;  // 1024 and 128, twice
 
 // The constant, but the compiler cannot know it: `positive` is a count from the host.

@@ -71,6 +71,7 @@ def test_the_measured_page_has_all_its_figures(tab: Tab) -> None:
     assert tab.page.locator("svg:visible").count() == 6 + 4  # a detail for each MMA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing_serious(tab: Tab, scheme: str) -> None:

@@ -29,7 +29,7 @@ from apex4_probe.kernels.variant import Shape, Tile, Variant
 DEVICE = 0
 TOKENS = (1, 2, 7, 16, 17, 33, 64, 77, 128, 255, 1000, 4096)
 RANDOM_CASES = 200
-BF16_EVERY = 6  # tiles that are compiled for bf16 too: only the last instruction of a kernel differs
+BF16_EVERY = 6  # w4a8 tiles that are compiled for bf16 too: only the last instruction of a kernel differs
 LARGEST_RANDOM = 1 << 32  # M * N * K of a random case, for the reference's sake
 ROW_BLOCKS = 12  # of a large weight that the reference multiplies
 SPARE = 5  # tokens behind the output that must stay untouched
@@ -65,12 +65,12 @@ def full_precision() -> Iterator[None]:
 
 @cache
 def tiles_here(variant: Variant, dtype: torch.dtype = torch.float16) -> tuple[Tile, ...]:
-    """Those that this GPU can run for some number of tokens; of bf16 some of them."""
+    """Those that this GPU can run for some number of tokens; of w4a8 in bf16 some of them."""
     shapes = [Shape(m, 4096, 4096) for m in TOKENS]
     legal = tuple(
         tile for tile in variant.tiles if any(not variant.refuses(tile, shape, chip(DEVICE)) for shape in shapes)
     )
-    return legal if dtype == torch.float16 else legal[::BF16_EVERY]
+    return legal[::BF16_EVERY] if dtype == torch.bfloat16 and variant.format == "w4a8" else legal
 
 
 def legal_tokens(variant: Variant, n: int, k: int) -> list[int]:

@@ -25,6 +25,7 @@ from apex4_probe.microbench.clocks import Conditions
 from apex4_probe.microbench.gemm_records import Roof
 from apex4_probe.microbench.gemm_timing import Timing
 from apex4_probe.models import load_model
+from apex4_probe.selection import best_tiles
 
 HOPPER = Chip("9.0", "sm_90a", 132, 232448)
 Call = Callable[..., "tuple[int, str, str]"]
@@ -223,7 +224,7 @@ def test_best_times_no_tile_that_holds_more_tokens_than_it_must_and_keeps_the_fa
     tiled, _ = replace(plan, variants=bench_plan.matching("w4a8.mma.channel")).picks(4096, 4096, 4096, HOPPER)
     assert len(tiled) == len(catalogue.by_name("w4a8.mma.channel").tiles)
     records = sample_bench().records
-    kept = bench_plan.best_tiles(records)
+    kept = best_tiles(records)
     assert {r.tile for r in records if r.variant == "w4a8.small.channel"} == {"rows=32,warps=16", "rows=64,warps=8"}
     assert {r.tile for r in kept if r.variant == "w4a8.small.channel"} == {"rows=32,warps=16"}
     assert {r.variant for r in kept} == {r.variant for r in records}

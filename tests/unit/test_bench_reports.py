@@ -10,8 +10,9 @@ from sample_bench import SHAPES, sample_bench
 
 from apex4_probe.reports import figure_style
 from apex4_probe.reports.bench_plot import bench_figure, curves, label
-from apex4_probe.reports.bench_table import bench_tables, chain_table, fastest, refusals
+from apex4_probe.reports.bench_table import bench_tables, chain_table, refusals
 from apex4_probe.reports.bench_terminal import print_bench
+from apex4_probe.selection import best_tiles
 
 
 def printed(width: int, bench: object = None) -> str:
@@ -42,8 +43,20 @@ def test_a_row_s_figures() -> None:
     }  # fmt: skip
 
 
+def test_where_there_is_no_room_for_tiles_every_row_is_one_line() -> None:
+    (table,) = bench_tables(sample_bench(), tiles=False)
+    assert [column.title for column in table.columns][:2] == ["variant", "µs"]
+    assert table.rows[1].cells[:2] == ("pure read slices", "5.04")  # a fifth of 25.176; what it ran on is told
+    assert table.rows[5].cells[:2] == ("w4a8.small.channel", "6.29")
+    lines = printed(80).splitlines()
+    (line,) = [line for line in lines if "w4a8.small.channel" in line and " 6.29 " in line]
+    assert line.split() == ["w4a8.small.channel", "6.29", "1.2%", "8.00", "2500", "88%", "4.00", "2.40", "1.50", "yes"]
+    assert "rows=32" not in printed(80) and "rows=32,warps=16" in printed(160)
+    assert "which bench.csv names" in " ".join(printed(80).split())
+
+
 def test_of_a_variant_s_tiles_the_fastest_is_shown() -> None:
-    shown = fastest(sample_bench().records)
+    shown = best_tiles(sample_bench().records)
     assert [record.tile for record in shown if record.variant == "w4a8.small.channel"] == ["rows=32,warps=16"] * 6
 
 
@@ -68,6 +81,7 @@ def test_methods_are_never_mixed() -> None:
 def test_the_chain_says_what_dependent_launch_saves() -> None:
     rows = [row.cells for row in chain_table(sample_bench()).rows]
     assert rows == [("1", "40.0", "32.0", "8.00", "120", "3.75"), ("16", "44.0", "–", "–", "–", "–")]
+    assert "Kernels: w4a8.small.channel; bench.json has the tile" in chain_table(sample_bench()).caption
 
 
 def test_the_same_refusal_at_many_places_is_told_once() -> None:

@@ -99,7 +99,7 @@ def test_answers_on_the_page_are_the_datas() -> None:
             assert decision.granularity in (cells[0].partition(" ")[2].strip("()"), cells[0], "none")
             low, high = decision.speedup_fp16_interval or (None, None)
             shown = figures(cells[1])
-            assert cells[1].startswith("~")
+            assert cells[1].startswith("~") == (decision.speedup_fp16_interval is not None)  # None: timed
             assert shown[0] == round(decision.speedup_fp16 or 0, 2)
             assert shown[1:] in ([], [round(low or 0, 2), round(high or 0, 2)])
             assert shown[1:] or round(low or 0, 2) == round(high or 0, 2)
@@ -145,6 +145,14 @@ def test_speedups_times_costs_and_rho_on_the_page_are_the_datas() -> None:
                 assert cell == "–" if value is None else same(cell.lstrip("~"), value)
         else:
             assert len(row) == 2
+
+
+def test_a_speed_up_that_was_timed_has_no_tilde_and_no_interval() -> None:
+    decision = sample_profile().decision.model_copy(update={"speedup_fp16": 1.734})
+    predicted = decision.model_copy(update={"speedup_fp16_interval": (1.5, 1.9)})
+    timed = decision.model_copy(update={"speedup_fp16_interval": None})
+    assert [compare_words.speedup(one) for one in (predicted, timed)] == ["~1.73× (1.50–1.90)", "1.73×"]
+    assert [compare_words.short_speedup(one) for one in (predicted, timed)] == ["~1.73×", "1.73×"]
 
 
 def test_regions_changes_and_curves_on_the_page_are_the_datas() -> None:

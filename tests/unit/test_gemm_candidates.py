@@ -14,7 +14,7 @@ from apex4_probe.kernels.reference import reference_linear
 from apex4_probe.kernels.variant import Chip, Geometry, Variant, tile
 from apex4_probe.microbench import gemm_candidates, torch_quantise
 from apex4_probe.microbench.gemm_buffers import GemmBuffers
-from apex4_probe.microbench.gemm_candidates import activation_kind, measured, prepare
+from apex4_probe.microbench.gemm_candidates import measured, prepare
 from apex4_probe.microbench.gemm_check import agrees, expected, within_one_rounding
 from apex4_probe.microbench.gemm_timing import Call, GpuLostError, Replay
 
@@ -147,7 +147,7 @@ def test_sustained_leaves_out_what_fails_and_stops_when_the_gpu_is_lost(cpu: Gem
     ],
 )  # fmt: skip
 def test_activations_are_quantised_as_the_packing_wants(format: Any, granularity: Any, kind: str | None) -> None:
-    assert activation_kind(format, granularity) == kind
+    assert quantise_module.activation_kind(format, granularity) == kind
 
 
 def test_one_rounding_and_no_more() -> None:

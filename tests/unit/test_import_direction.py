@@ -36,8 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     "bench_records": RECORDS,
     "kernels": FACTS,
     "microbench": FACTS | {"kernels", "deployment", "nvml"},  # its figures are records; its clocks are NVML's
-    # A report sets a profile beside the shipped one and draws the roofline from the rates that a plan is made from.
-    "reports": RECORDS | {"health", "rates", "gemm_time"},
+    # A report sets a profile beside the shipped one, draws the roofline from the rates that a plan is made from, and
+    # tells which timing is the fastest and which layers run as one GEMM as the planner does.
+    "reports": RECORDS | {"health", "rates", "gemm_time", "selection", "candidates"},
     "cuda_extra": set(),
     "nvml": {"errors"},
     "checkout": set(),

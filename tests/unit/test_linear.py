@@ -404,6 +404,9 @@ def test_variant_and_tile_by_hand(machine: Machine) -> None:
         (2, {"variant": "w4a8.mma.channel", "tile": "rows=1"}, r"tile: w4a8\.mma\.channel has no tile 'rows=1'"),
         (65, {"variant": "w4a8.small.channel", "tile": SMALL_64}, r"tile: w4a8\.small\.channel .* cannot run M = 65"),
         (2, {"tile": SMALL_64}, r"tile is given without variant"),
+        (2, {"profile": "profile.yaml"}, "profile must be a Profile, as load_profile returns it, not str"),
+        (2, {"variant": 3}, r"variant must be one of variants\(\) or its name, not int"),
+        (2, {"variant": "w4a8.mma.channel", "tile": {"rows": 128}}, "tile must be one of .* or its name, not dict"),
         (2, {"variant": "w4a8.mma.channel", "profile": profile(*TUNED)}, r"variant and profile are both given"),
     ],
 )
@@ -438,22 +441,11 @@ def elsewhere(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-class Huge:
-    """As many elements as no test machine holds."""
-
-    dtype, ndim, gpu = torch.float16, 2, 0
-
-    def __init__(self, m: int, k: int) -> None:
-        self.shape = torch.Size((m, k))
-
-    def numel(self) -> int:
-        return self.shape.numel()
-
-    def is_contiguous(self) -> bool:
-        return True
-
-    def data_ptr(self) -> int:
-        return 1 << 20
+def huge(m: int, k: int) -> torch.Tensor:
+    """More elements than a test machine holds."""
+    tensor = torch.empty(m, k, dtype=torch.float16, device="meta")
+    tensor.gpu = 0  # type: ignore[attr-defined]
+    return tensor
 
 
 X, W, B = activations(4, 256), weight(), activations(64)
@@ -462,7 +454,11 @@ X, W, B = activations(4, 256), weight(), activations(64)
 @pytest.mark.parametrize(
     ("x", "packed", "bias", "message"),
     [
-        (X.float(), W, None, "x must be fp16 or bf16, not torch.float32"),
+        (X.float(), W, None, r"x must be fp16 or bf16, not torch\.float32: convert it with half\(\) or bfloat16\(\)"),
+        (X.numpy(), W, None, r"x must be a torch\.Tensor, not ndarray"),
+        (X, X, None, "packed must be a PackedWeight, as pack returns it, not Tensor"),
+        (X[:, :0], replace(W, k=0), None, "packed: K = 0 must be a positive multiple of 32"),
+        (X, W, True, r"bias must be a torch\.Tensor, not bool"),
         (X[:, :128], W, None, r"x must be \[\.\.\., 256\], the packed weight's K, not \[4, 128\]"),
         (torch.tensor(1.0, dtype=torch.float16), W, None, r"x must be \[\.\.\., 256\]"),
         (activations(256, 4).T, W, None, r"x must be contiguous, but has strides \(1, 4\)"),
@@ -482,8 +478,8 @@ X, W, B = activations(4, 256), weight(), activations(64)
         (X, W, activations(128)[::2], r"bias must be contiguous .* with strides \(2,\)"),
         (X, W, elsewhere(B.clone()), "bias is on cpu and x on cuda:0"),
         (X, W, misaligned(B), "bias must be aligned to 16 bytes"),
-        (Huge(2**23, 256), W, None, "x has 8388608 tokens, too many for N = 64, K = 256"),
-        (Huge(2**21, 256), weight(n=1024), None, "x has 2097152 tokens, too many for N = 1024, K = 256"),
+        (huge(2**23, 256), W, None, "x has 8388608 tokens, too many for N = 64, K = 256"),
+        (huge(2**21, 256), weight(n=1024), None, "x has 2097152 tokens, too many for N = 1024, K = 256"),
     ],
 )
 def test_bad_input_names_the_argument(machine: Machine, x: Any, packed: PackedWeight, bias: Any, message: str) -> None:
@@ -495,7 +491,7 @@ def test_bad_input_names_the_argument(machine: Machine, x: Any, packed: PackedWe
 def test_a_tensor_that_is_on_no_gpu_is_sent_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match=r"x is on cpu and kernels run on a GPU; reference_linear computes on any device"
+        ValueError, match=r"x is on cpu and kernels run on a GPU: move it there with to\(\), or call reference_linear"
     ):
         apex.linear(X, W)
     assert apex.reference_linear(X, W).shape == (4, 64)
@@ -524,7 +520,7 @@ def test_activations_and_variant_that_do_not_suit_the_weight(machine: Machine) -
     ready = quantise.quantise(X, kind="int8")
     machine.launches.clear()
     cases: list[tuple[Any, PackedWeight, dict[str, Any], str]] = [
-        (quantised(ready, kind="int4"), W, {}, "x is quantised to int4, which w4a8 weights cannot be multiplied with"),
+        (quantised(ready, kind="int4"), W, {}, "x is quantised to int4, which w4a8 channel weights cannot be multiplied with"),
         (ready, weight("w4a16", "channel"), {}, "x is quantised to int8, which w4a16 weights cannot be"),
         (ready, weight(k=384), {}, "x has K = 256, and packed has K = 384"),
         (ready, W, {"dtype": torch.float32}, "dtype must be fp16 or bf16, not torch.float32"),

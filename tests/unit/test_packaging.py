@@ -164,6 +164,7 @@ def test_without_the_venv_module_make_names_the_debian_package(project: Path, tm
     assert not (project / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_mypy_sees_every_mapped_package(tmp_path: Path) -> None:
     for folder in typecheck.MAPPED:
         layout = typecheck.lay_out(tmp_path / "layout")

@@ -467,7 +467,10 @@ def test_many_points_are_told_by_their_extremes() -> None:
     points = "decode:1,decode:4,decode:16,prefill:512,prefill:2048"
     found = predicted("A100", workload=points, format="w4a8")
     assert " to decode at " in found.decision.reason or " to prefill of " in found.decision.reason
-    assert "bound by memory bandwidth at " in found.layers[4].reason and " of 5: " in found.layers[4].reason
+    times = [time for time in found.layers[4].times if time.bound_by == "memory"]
+    gains = sorted(time.us_fp16 / time.us for time in times)
+    told = f"{gains[0]:.2f} to {gains[-1]:.2f}x FP16, bound by memory bandwidth at {len(times)} of 5; "
+    assert found.layers[4].reason.startswith(told)
 
 
 def test_a_measured_device_notes_what_its_co_issue_data_show() -> None:

@@ -91,6 +91,21 @@ def test_the_model_says_something_else_than_the_clock_and_the_clock_is_believed(
     assert (modelled.decision.format, clocked.decision.format) == ("w4a8", "fp8")
 
 
+def test_a_part_of_the_workload_with_another_fastest_plan_is_named_and_layers_say_they_were_timed() -> None:
+    def w4a8_in_decode(variant: str, m: int, n: int, k: int) -> float:
+        decode = {"fp16": 40.0, "fp8": 30.0, "w4a8.mma.g128i": 12.0}
+        prefill = {"fp16": 400.0, "fp8": 200.0, "w4a8.mma.g128i": 300.0}
+        return (decode if m == 16 else prefill).get(variant, 900.0)
+
+    found = planned(timings(us=w4a8_in_decode))
+    assert found.decision.format == "fp8"
+    assert "For decode at 16 alone W4A8 g128i would be 2.29x as fast." in found.decision.reason  # 32 over 14
+    assert found.layers[0].reason.startswith("decode at 16: 1.25x FP16, timed, and in the model bound by ")
+    near = timings(us=lambda v, m, n, k: 30.0 if (v, m) == ("w4a8.mma.g128i", 16) else w4a8_in_decode(v, m, n, k))
+    assert "alone" not in planned(near).decision.reason
+    assert "alone" not in planned(timings(us=w4a8_in_decode), max_quality_loss=0.05).decision.reason  # W4A8 loses more
+
+
 def test_quantising_is_counted_for_fp8_too() -> None:
     """FP8's GEMM alone is faster; with a slow quantiser W4A8 is."""
 

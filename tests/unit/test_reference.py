@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -464,8 +465,10 @@ def test_parameters_carry_no_gradient() -> None:
     ("x", "bias", "complaint"),
     [
         (torch.ones(2, 128), None, "x must be fp16 or bf16, not torch.float32"),
-        (torch.ones(128).half(), None, r"x must be \[M, 128\], not \[128\]"),
-        (torch.ones(2, 256).half(), None, r"x must be \[M, 128\], not \[2, 256\]"),
+        (np.ones((2, 128), np.float16), None, r"x must be a torch\.Tensor, not ndarray"),
+        (torch.tensor(1.0).half(), None, r"x must be \[\.\.\., 128\], the packed weight's K, not \[\]"),
+        (torch.ones(2, 256).half(), None, r"x must be \[\.\.\., 128\], the packed weight's K, not \[2, 256\]"),
+        (torch.ones(2, 128).half(), [1.0] * 32, r"bias must be a torch\.Tensor, not list"),
         (torch.ones(2, 128, device="meta").half(), None, "x must be on cpu like the packed weight, not on meta"),
         (torch.ones(2, 128).half(), torch.ones(32), r"bias must be torch.float16 \[32\] on cpu"),
         (torch.ones(2, 128).half(), torch.ones(31).half(), r"not torch.float16 \[31\] on cpu"),
@@ -477,6 +480,20 @@ def test_the_argument_that_is_wrong_is_named(x: Tensor, bias: Tensor | None, com
     for linear in (reference_linear, reference_linear64):
         with pytest.raises(ValueError, match=complaint):
             linear(x, packed, bias)
+        with pytest.raises(ValueError, match="packed must be a PackedWeight, as pack returns it, not Tensor"):
+            linear(torch.ones(2, 128).half(), torch.ones(32, 128))
+        with pytest.raises(ValueError, match=r"packed\.layout_version is 3"):
+            linear(torch.ones(2, 128).half(), replace(packed, layout_version=3))
+
+
+@pytest.mark.parametrize("shape", [(256,), (1, 256), (2, 3, 256), (2, 0, 256)])
+def test_leading_dimensions_stay(shape: tuple[int, ...]) -> None:
+    packed = random_packed(32, 256, "w4a8", "g64", "cpu", generator(25))
+    x = activations(6, 256, seed=26)[: math.prod(shape[:-1])].view(shape)
+    for linear in (reference_linear, reference_linear64):
+        y = linear(x, packed)
+        assert y.shape == (*shape[:-1], 32)
+        assert torch.equal(y.view(-1, 32), linear(x.view(-1, 256), packed))
 
 
 @pytest.mark.gpu

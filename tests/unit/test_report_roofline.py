@@ -8,7 +8,7 @@ from hostile_profile import empty_profile, hostile_profile
 from sample_profile import predicted_profile, sample_profile
 
 from apex4_probe.deployment import Profile
-from apex4_probe.reports.roofline import LayerPoint, Roofline, ceiling_name, layer_bytes, roofline
+from apex4_probe.reports.roofline import LayerPoint, Roofline, ceiling_name, layer_bytes, roofline, roofline_table
 from apex4_probe.reports.roofline_plot import alt_text, roofline_figure
 
 
@@ -64,11 +64,57 @@ def test_planned_times_become_rates() -> None:
     assert point(lines, "down", 256, "w4a8").planned is None
 
 
+def timed(profile: Profile) -> Profile:
+    """Its times as if they had been measured; o's, of q's shape but in a GEMM of its own, twice as long."""
+    layers = [
+        layer.model_copy(
+            update={
+                "times": [
+                    time.model_copy(update={"origin": "measured", "us": time.us * (2 if layer.role == "o" else 1)})
+                    for time in layer.times
+                ]
+            }
+        )
+        for layer in profile.layers
+    ]
+    return profile.model_copy(update={"layers": layers})
+
+
+def test_what_was_timed_is_marked_and_layers_of_one_shape_keep_their_own_times() -> None:
+    profile = timed(sample_profile())
+    lines = lines_of(profile)
+    q, o = point(lines, "q", 2048, "w4a8"), point(lines, "o", 2048, "w4a8")
+    assert (q.planned_origin, o.planned_origin) == ("measured", "measured")
+    assert q.roles == "q" and o.planned == pytest.approx(2 * 2048 * 4096 * 4096 / (profile.layers[3].times[1].us * 1e6))
+    cells = {(row.cells[0], row.cells[2], row.cells[3]): row.cells[7] for row in roofline_table(lines).rows}
+    assert float(cells["o", "2048", "W4A8 g128i"]) == pytest.approx(o.planned or 0, abs=0.5)  # no ~ before it
+    figure = roofline_figure(profile)
+    assert figure is not None
+    marks = [line.get_marker() for line in figure.axes[0].lines]
+    assert (marks.count("x"), marks.count("1")) == (len([p for p in lines.points if p.planned]), 0)
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "as timed" in told and "at the predicted time" not in told
+
+
 def test_a_plan_without_integers_still_shows_what_they_would_do() -> None:
     stay = [layer.model_copy(update={"format": "fp16", "granularity": "none"}) for layer in sample_profile().layers]
     lines = lines_of(sample_profile(layers=stay))
     assert {(p.format, p.granularity) for p in lines.points} == {("fp16", "none"), ("w4a8", "channel")}
-    assert all(p.planned is None for p in lines.points if p.format == "w4a8")
+    untimed = lines_of(sample_profile(layers=stay, gemm_timings=[]))
+    assert all(p.planned is None for p in untimed.points if p.format == "w4a8")
+
+
+def test_what_was_timed_beside_the_plan_is_drawn_at_the_rate_of_the_whole_gemm() -> None:
+    stay = [layer.model_copy(update={"format": "fp16", "granularity": "none"}) for layer in sample_profile().layers]
+    profile = sample_profile(layers=stay)
+    lines = lines_of(profile)
+    (timing,) = [t for t in profile.gemm_timings if (t.variant, t.n, t.m) == ("w4a8.mma.channel", 28672, 2048)]
+    gate, k = point(lines, "gate", 2048, "w4a8"), point(lines, "k", 2048, "w4a8")
+    assert gate.planned == pytest.approx(2e-6 * 2048 * 28672 * 4096 / (timing.us + timing.us_quantise))
+    (fused,) = [t for t in profile.gemm_timings if (t.variant, t.n, t.m) == ("w4a8.mma.channel", 6144, 2048)]
+    assert k.planned == pytest.approx(2e-6 * 2048 * 6144 * 4096 / (fused.us + fused.us_quantise))
+    assert (gate.planned_origin, k.planned_origin) == ("measured", "measured")
+    assert point(lines, "gate", 256, "w4a8").planned is None
 
 
 def test_predicted_figures_are_predicted() -> None:
@@ -96,8 +142,8 @@ def test_the_figure_shows_every_point_and_roof() -> None:
         if line.get_marker() in ("o", "s", "^", "D")
     }
     assert drawn == {(p.intensity, p.bound) for p in lines.points if p.m in (1, 16, 256, 4096)}
-    crosses = [line for line in axis.lines if line.get_marker() == "x"]
-    assert len(crosses) == len([p for p in lines.points if p.planned])
+    marks = [line.get_marker() for line in axis.lines]
+    assert (marks.count("x"), marks.count("1")) == (0, len([p for p in lines.points if p.planned]))
     texts = [text.get_text() for text in axis.texts]
     for ceiling in lines.ceilings:
         assert any(ceiling_name(ceiling) in text for text in texts)

@@ -99,7 +99,7 @@ def test_headline_of_a_measured_and_of_a_predicted_profile() -> None:
     sentence = verdict.headline(sample_profile())
     assert sentence == (
         "On NVIDIA H100 80GB HBM3, use W4A8 g128i (integer weight scales per group of 128) for llama-3-8b: "
-        "~1.92× FP16 over the workload (1.42–2.04×), 4.0% ahead of fp8."
+        "~1.92× FP16 over the workload (1.42–2.04×), 4.0% ahead of FP8."
     )
     assert verdict.headline(predicted_profile()).startswith("Predicted, not measured: on NVIDIA H100")
 
