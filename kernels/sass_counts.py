@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from apex4_probe.errors import ApexError
@@ -35,6 +35,7 @@ DEQUANTISATION: dict[str, str] = {
     "i2f_ffma": r"(I2F(P\.F32\.S32)?|FFMA)$",
     "magic_fadd_ffma": r"(FADD|FFMA)$",
     "widen": r"(?!)",
+    "ffma": r"FFMA$",
     "before_mma": r"(?!)",
 }
 # INT4 to the type that is multiplied, group scales of "widen" and "before_mma" included; bookkeeping that happens to
@@ -61,17 +62,16 @@ class Counts:
     """One pass of a hot loop, per accumulator and 128 of K.
 
     ``mma``: MMAs, of ``mma_rate``, a rate of architectures.yaml. ``dequantisation``, ``widening``, ``other``:
-    thread-instructions by the rate that bounds them, as sorted pairs. ``loads``: of the load/store unit, copies to
+    thread-instructions by the rate that bounds them. ``loads``: of the load/store unit, copies to
     shared memory included; ``issue_only``: what takes an issue slot and no pipe. ``shared_bytes``: through shared
     memory, every lane's own, so a read that lanes share is counted in full.
     """
 
     mma: float
     mma_rate: str
-    native: bool  # multiplies the operands that the source names
-    dequantisation: tuple[tuple[str, float], ...]
-    widening: tuple[tuple[str, float], ...]
-    other: tuple[tuple[str, float], ...]
+    dequantisation: Mapping[str, float]
+    widening: Mapping[str, float]
+    other: Mapping[str, float]
     loads: float
     issue_only: float
     shared_bytes: float
@@ -79,12 +79,12 @@ class Counts:
     @property
     def rest(self) -> float:
         """Everything that is neither an MMA nor dequantisation or widening."""
-        return self.loads + self.issue_only + sum(count for _, count in self.other)
+        return self.loads + self.issue_only + sum(self.other.values())
 
     @property
     def scaling(self) -> float:
         """Dequantisation and widening together."""
-        return sum(count for _, count in (*self.dequantisation, *self.widening))
+        return sum(self.dequantisation.values()) + sum(self.widening.values())
 
 
 def count(listing: Listing, format: Format, strategy: str) -> Counts:
@@ -114,7 +114,6 @@ def count(listing: Listing, format: Format, strategy: str) -> Counts:
     return Counts(
         mma=sum(mmas.values()) / unit,
         mma_rate=min(rates),
-        native=all(".S4.S4" in opcode for opcode in mmas) if format == "w4a4" else True,
         dequantisation=_per(by_purpose["dequantisation"], unit),
         widening=_per(by_purpose["widening"], unit),
         other=_per(by_purpose["other"], unit),
@@ -161,5 +160,5 @@ def _shared_bytes(opcode: str) -> int:
     return 0
 
 
-def _per(counts: Counter[str], unit: float) -> tuple[tuple[str, float], ...]:
-    return tuple((rate, n / unit) for rate, n in sorted(counts.items()))
+def _per(counts: Counter[str], unit: float) -> dict[str, float]:
+    return {rate: n / unit for rate, n in sorted(counts.items())}
