@@ -20,11 +20,22 @@ NO_PIPE = "issue"  # every instruction passes the issue slots on its way to a pi
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a loop executes per accumulator and 128 of K. ``dequantisation``, ``widening``, ``other``: instructions by
+    rate; ``slots``: issue slots beside theirs, the MMAs' among them; ``shared_traffic``: bytes."""
+
+    dequantisation: Mapping[str, float]
+    widening: Mapping[str, float]
+    other: Mapping[str, float]
+    slots: float
+    shared_traffic: float
+
+
+@dataclass(frozen=True)
 class PipeRates:
-    """Per cycle and SM. ``tensor``: MAC of the loop's MMA; ``fp16``: MAC of FP16; ``instruction``: by rate name."""
+    """Per cycle and SM. ``tensor``: MAC of the loop's MMA; ``instruction``: by the rate's name."""
 
     tensor: float
-    fp16: float
     instruction: Callable[[str], float]
     shared_bytes: float
     issue: float
@@ -32,10 +43,11 @@ class PipeRates:
 
 @dataclass(frozen=True)
 class LoopCycles:
-    """``pipes``: each alone. ``scaling``: dequantisation and widening, their pipes one after the other."""
+    """``pipes``: each alone. ``dequantisation``, ``widening``: each with its pipes one after the other."""
 
     pipes: Mapping[str, float]
-    scaling: float
+    dequantisation: float
+    widening: float
 
     @property
     def overlap(self) -> float:
@@ -43,45 +55,50 @@ class LoopCycles:
 
     @property
     def mma_and_dequantisation(self) -> float:
-        return max(self.overlap, self.pipes["tensor"] + self.scaling)
+        return max(self.overlap, self.pipes["tensor"] + self.dequantisation + self.widening)
 
     @property
     def all_pipes(self) -> float:
         return sum(cycles for pipe, cycles in self.pipes.items() if pipe != NO_PIPE)
 
 
+def work_of(loop: HotLoop) -> Work:
+    slots = loop.mma + loop.loads + loop.issue_only
+    return Work(loop.dequantisation, loop.widening, loop.other, slots, loop.shared_traffic)
+
+
 def rates_of(facts: Architecture, mma_rate: str) -> PipeRates:
     """An architecture's documented rates. ApexError: one of them is not known."""
-
-    def rate(key: str) -> float:
-        value = facts.rates[key].for_prediction
-        if value is None:
-            raise ApexError(f"profiles/architectures.yaml: {facts.compute_capability} has no rate of {key}")
-        return value
-
     reached = facts.mma_sync_fraction.value if facts.mma_sync_fraction and facts.mma_sync_fraction.value else 1.0
     return PipeRates(
-        tensor=rate(mma_rate) * reached,
-        fp16=rate("mma.f16"),
-        instruction=rate,
-        shared_bytes=rate("shared_bytes"),
-        issue=rate("issue"),
+        tensor=_rate(facts, mma_rate) * reached,
+        instruction=lambda name: _rate(facts, name),
+        shared_bytes=_rate(facts, "shared_bytes"),
+        issue=_rate(facts, "issue"),
     )
 
 
-def cycles(loop: HotLoop, rates: PipeRates) -> LoopCycles:
-    """Cycles per accumulator and 128 of K. ApexError: a rate is not known."""
+def _rate(facts: Architecture, key: str) -> float:
+    value = facts.rates[key].for_prediction
+    if value is None:
+        raise ApexError(f"profiles/architectures.yaml: {facts.compute_capability} has no rate of {key}")
+    return value
+
+
+def cycles(work: Work, rates: PipeRates) -> LoopCycles:
+    """Cycles per accumulator and 128 of K. Whatever ``rates.instruction`` raises for a rate that is not known."""
     pipes = dict.fromkeys(PIPES, 0.0)
     pipes["tensor"] = DEPTH / rates.tensor
-    scaling = 0.0
-    for purpose in (loop.dequantisation, loop.widening, loop.other):
-        for name, count in purpose.items():
-            time = count / rates.instruction(name)
+    pipes["shared"] = work.shared_traffic / rates.shared_bytes
+    by_purpose = []
+    for instructions in (work.dequantisation, work.widening, work.other):
+        times = {name: count / rates.instruction(name) for name, count in instructions.items()}
+        for name, time in times.items():
             pipes[PIPE[name]] += time
-            scaling += 0.0 if purpose is loop.other else time
-    pipes["shared"] = loop.shared_traffic / rates.shared_bytes
-    pipes["issue"] = (loop.mma + loop.scaling + loop.rest) / rates.issue
-    return LoopCycles(pipes, scaling)
+        by_purpose.append(sum(times.values()))
+    executed = sum(sum(part.values()) for part in (work.dequantisation, work.widening, work.other))
+    pipes["issue"] = (executed + work.slots) / rates.issue
+    return LoopCycles(pipes, *by_purpose[:2])
 
 
 def sass_records(loops: Iterable[HotLoop], references: Iterable[HotLoop] = ()) -> list[SassRecord]:
@@ -89,27 +106,28 @@ def sass_records(loops: Iterable[HotLoop], references: Iterable[HotLoop] = ()) -
 
     ApexError: a rate is not known.
     """
-    wanted = list(loops)
-    timed = {id(loop): _cycles_of(loop) for loop in (*wanted, *references)}
+    wanted, others = list(loops), list(references)
     channel: dict[tuple[str, str], list[LoopCycles]] = {}
-    for loop in (*wanted, *references):
+    for loop in (*wanted, *others):
         if loop.granularity == "channel":
-            channel.setdefault((loop.arch, loop.format), []).append(timed[id(loop)][0])
-    return [_record(loop, *timed[id(loop)], channel.get((loop.arch, loop.format), [])) for loop in wanted]
+            channel.setdefault((loop.arch, loop.format), []).append(documented(loop))
+    return [_record(loop, channel.get((loop.arch, loop.format), [])) for loop in wanted]
 
 
-def _cycles_of(loop: HotLoop) -> tuple[LoopCycles, PipeRates]:
-    rates = rates_of(architecture(loop.compute_capability), loop.mma_rate)
-    return cycles(loop, rates), rates
+def documented(loop: HotLoop) -> LoopCycles:
+    """Cycles at the documented rates of the loop's own architecture. ApexError: a rate is not known."""
+    return cycles(work_of(loop), rates_of(architecture(loop.compute_capability), loop.mma_rate))
 
 
-def _record(loop: HotLoop, found: LoopCycles, rates: PipeRates, channel: list[LoopCycles]) -> SassRecord:
+def _record(loop: HotLoop, channel: list[LoopCycles]) -> SassRecord:
+    found, fp16 = documented(loop), DEPTH / _rate(architecture(loop.compute_capability), "mma.f16")
+
     def bound(of: Callable[[LoopCycles], float]) -> Bound:
         own, reference = of(found), min((of(other) for other in channel), default=None)
         return Bound(
             cycles=own * loop.accumulators,
             over_channel=own / reference if reference else None,
-            speedup_fp16=DEPTH / rates.fp16 / own,
+            speedup_fp16=fp16 / own,
         )
 
     return SassRecord(

@@ -14,7 +14,7 @@ from apex4_probe.deployment import Format, Granularity, Record
 from apex4_probe.errors import ApexError
 
 SASS_SCHEMA_VERSION = "1.0"  # major.minor, as a profile's
-SHIPPED = "sass/sass.json"  # in profiles/, the tool's own output; `make sass-counts` writes it
+SHIPPED = "sass/sass.json"  # in profiles/, the tool's own output; `make sass` writes it
 
 
 class HotLoop(Record):

@@ -102,7 +102,7 @@ def _by_architecture(
 
 
 def _names(record: SassRecord) -> tuple[str, str]:
-    return wording.clean(record.variant), record.warp_tile.replace("x", " × ")
+    return wording.clean(record.variant), record.warp_tile.replace("x", "×")
 
 
 def _bound(bound: Bound) -> tuple[str, str]:
