@@ -12,6 +12,7 @@ from apex4_probe.kernels.formats import (
     BLOCK_K,
     BLOCK_ROWS,
     BLOCK_TOKENS,
+    GROUP,
     Granularity,
     block_bytes,
     token_block_bytes,
@@ -103,8 +104,8 @@ def _variant(
         strategy=strategy,
         description=description,
         source="w4a4_mma.cu",
-        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "output_tile.cuh"),
-        macros=(("strategy", STRATEGIES[strategy]), ("mma_k", mma_k)),
+        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "output_tile.cuh", "widen.cuh"),
+        macros=(("strategy", STRATEGIES[strategy]), ("group", GROUP[granularity] or BLOCK_K), ("mma_k", mma_k)),
         tiles=tiles,
         default=default,
         refuses=refuses,
@@ -130,6 +131,8 @@ TILES: tuple[Tile, ...] = tuple(
         (64, 32, 256, 4),
     )
 )
+# With four groups and two MMAs each, 256 of K of a 64 x 64 warp tile are 42 KB of instructions, and ptxas spills.
+TILES_G32 = tuple(one for one in TILES if one["step"] == 128 or one["warp_tokens"] == 32)
 
 VARIANTS: tuple[Variant, ...] = (
     _variant("w4a4.mma.channel", "channel", TILES, "none", "a scale per weight row and per token; integer sums over K"),
@@ -138,6 +141,10 @@ VARIANTS: tuple[Variant, ...] = (
     ),
     _variant(
         "w4a4.mma.g128", "g128", TILES, "magic_ffma2", "float scales per 128 on both operands: two FFMA, no conversion"
+    ),
+    _variant("w4a4.mma.g64", "g64", TILES, "magic_ffma2", "as g128, with scales per 64"),
+    _variant(
+        "w4a4.mma.g32", "g32", TILES_G32, "magic_ffma2", "as g128, with scales per 32 and so by m16n8k32", mma_k=32
     ),
     _variant(
         "w4a4.i2f.g128",

@@ -8,21 +8,24 @@
 //           K, in fragment order and with their groups' scales behind them (kernels/formats.py). LANES threads copy one
 //           block of 32 along all of K, so a thread has one pointer and one distance between its blocks. Every read of
 //           shared memory takes 16 bytes a lane, the lanes side by side (of scales some lanes share theirs): no
-//           conflict, no swizzle, no ldmatrix. Blocks beyond N or M repeat the last one, blocks beyond K become zeros,
-//           scales included, so no copy has bounds of its own.
+//           conflict, no swizzle, no ldmatrix. With groups below 128 tokens come 8 bytes a lane, 16 apart, so each
+//           takes two turns. Blocks beyond N or M repeat the last one, blocks beyond K become zeros, scales included,
+//           so no copy has bounds of its own.
 // pipeline  one barrier a stage, before its last column of MMA tiles, by when every warp has read the stage; it is
-//           refilled right behind the barrier. Tokens are loaded one column (8 tokens) ahead, the weights of 128 of K
-//           behind the last MMA that needs those before them. A group's sums are scaled one column behind their MMAs.
-// scales    STRATEGY, per accumulator and group of 128
-//           none           channel: INT32 sums over all of K.
+//           refilled right behind the barrier. Tokens are loaded one column (8 tokens) ahead, the weights of a span of
+//           K (128, with smaller groups 64) behind the last MMA that needs those before them. A group's sums are scaled
+//           behind the MMAs of the next group or column.
+// scales    STRATEGY, per accumulator and GROUP of K
+//           none           channel: INT32 sums over all of K (GROUP 128 means nothing).
 //           imad           a128i: a group's INT32 sum times the token's integer scale, added to an INT32; exact.
 //           magic_ffma2    g128: a group's INT32 sum starts at the bits of 1.5 * 2^23 and so is the float F = 12582912
 //                          + sum, exactly (|sum| <= 8192). fma(F, s_w, -12582912 * s_w), whose offset is exact for an
 //                          fp16 s_w and lies beside it in memory, is sum * s_w rounded once; another fma adds it, times
-//                          s_a.
+//                          s_a. g64, g32: likewise, but s_w is fp16 in memory, for fp32 and an offset would be a
+//                          quarter and a half of all bytes: a conversion and a product for each row's scale.
 //           i2f_fmul_ffma  g128, the straightforward way, to the same bits: what magic_ffma2 is measured against.
 //           Row and token scales and the bias are applied once, in the epilogue.
-// MMA_K     64, or 32: the paper's instruction, which needs two for the work of one.
+// MMA_K     64, or 32: groups of 32, and the paper's instruction, which needs two for the work of one.
 // epilogue  8 x 8 tiles are transposed by movmatrix and collected in the stages' memory: out is written 16 bytes a
 //           thread, whole rows of the tile.
 //
@@ -34,8 +37,11 @@
 //   none                 0            0.262         0.312              0.398         0.461         198      132
 //   imad                 1            0.305         0.367              0.445         0.508         252      164
 //   magic_ffma2          2            0.336         0.391              0.516         0.578         246      190
-//   i2f_fmul_ffma        3            0.344         0.375              0.484         0.547         246      174
-// (MMA_K 32: IMMA 1.000, everything else up to 0.406 and 0.586.)
+//     g64                4            0.711         0.781              1.195         1.258         246      166
+//     g32                8                          1.164              1.859         1.938         252      192
+//   i2f_fmul_ffma        3            0.344         0.375              0.484         0.547         254      174
+// (MMA_K 32: IMMA 1.000; i2f_fmul_ffma has everything else up to 0.406 and 0.547. Of g64 and g32 it holds the weights'
+// scales: 0.25 and 0.5, with 64 x 32 a warp twice that.)
 // It depends on ptxas -O1, which keeps the order below (kernels/w4a4_mma.py). Bound aimed at: the Tensor Core, 64 x 64
 // accumulators x 128 of K = 64 IMMA of 8192 MAC a warp.
 #include "mma.cuh"
@@ -43,26 +49,35 @@
 #include "async_copy.cuh"
 #include "output.cuh"
 #include "output_tile.cuh"
+#include "widen.cuh"
 
 enum { NONE, IMAD, MAGIC_FFMA2, I2F_FMUL_FFMA };  // STRATEGY
 constexpr bool TOKEN_SCALES = STRATEGY != NONE;   // per group
 constexpr bool FLOAT_SCALES = STRATEGY == MAGIC_FFMA2 || STRATEGY == I2F_FMUL_FFMA;
+constexpr bool FP16_SCALES = FLOAT_SCALES && GROUP < 128;  // of the weights, in memory; else fp32 and offsets
 
 constexpr int WARPS = ROWS / WARP_ROWS * (TOKENS / WARP_TOKENS), THREADS = 32 * WARPS;
 constexpr int ROW_TILES = WARP_ROWS / 16, TOKEN_TILES = WARP_TOKENS / 8;
 
 // Blocks of 32 rows or tokens x 128 of K (kernels/formats.py): nibbles, then scales of the group, which all lie at the
 // same place in shared memory.
-constexpr int NIBBLES = 2048, WEIGHT_SCALES = FLOAT_SCALES ? 256 : 0, OFFSETS = NIBBLES + 128;
-constexpr int TOKEN_SCALE_BYTES = TOKEN_SCALES ? 128 : 0;  // fp32 or INT32
+constexpr int GROUPS = 128 / GROUP, NIBBLES = 2048;
+constexpr int WEIGHT_SCALES = FP16_SCALES ? GROUPS * 64 : FLOAT_SCALES ? 256 : 0, OFFSETS = NIBBLES + 128;
+constexpr int TOKEN_SCALE_BYTES = TOKEN_SCALES ? GROUPS * 128 : 0;  // fp32 or INT32
 constexpr int WEIGHT_BLOCK = NIBBLES + WEIGHT_SCALES, TOKEN_BLOCK = NIBBLES + TOKEN_SCALE_BYTES;
 constexpr int SLOT_BLOCK = WEIGHT_BLOCK > TOKEN_BLOCK ? WEIGHT_BLOCK : TOKEN_BLOCK;
 constexpr int ROW_BLOCKS = ROWS / 32, BLOCKS = (ROWS + TOKENS) / 32;
 constexpr int K_BLOCKS = STEP / 128, K_BLOCK = BLOCKS * SLOT_BLOCK, STAGE = K_BLOCKS * K_BLOCK;
 
+// A thread holds its weights of a span of K at once, and sums it column after column of MMA tiles, group after group.
+constexpr int SPAN = GROUP < 128 ? 64 : 128, SPANS = 128 / SPAN, SPAN_GROUPS = SPAN / GROUP;
+constexpr int COLUMN_GROUPS = TOKEN_TILES * SPAN_GROUPS;
+
 constexpr int LANES = THREADS / BLOCKS;  // that copy a block
 constexpr int PIECE = 16 * LANES, PIECES = NIBBLES / PIECE, MIDDLE = NIBBLES / 2;
-static_assert(LANES * BLOCKS == THREADS && NIBBLES % PIECE == 0 && SLOT_BLOCK - NIBBLES <= PIECE, "");
+constexpr int SCALE_PIECES = (SLOT_BLOCK - NIBBLES + PIECE - 1) / PIECE;
+static_assert(LANES * BLOCKS == THREADS && NIBBLES % PIECE == 0, "");
+static_assert(GROUP % MMA_K == 0 && SPAN % GROUP == 0 && COLUMN_GROUPS % 2 == 0, "");
 static_assert(WARP_ROWS % 32 == 0 && WARP_TOKENS % 32 == 0 && STAGES >= 2 && TOKENS <= THREADS, "");
 
 constexpr int OUT_STRIDE = ROWS + 8;  // of a token in the epilogue: sixteen bytes more, against bank conflicts
@@ -83,7 +98,7 @@ struct Loader {
   u64 distance;    // between blocks of K
   u32 to;        // shared memory, in the first stage
   int left;      // blocks of K
-  bool scale_lane;
+  bool scale_lane[SCALE_PIECES + 1];
 
   // The empty statements keep the compiler from adding up every copy's address on its own, and from holding the old and
   // the new value of a register at once; where they stand was found by trial.
@@ -97,7 +112,11 @@ struct Loader {
       for (int i = 0; i < PIECES; i++) {
         copy_16_async_or_zero(true, exists, block + i * PIECE, from + (i * PIECE - MIDDLE));
       }
-      if (TOKEN_SCALES) copy_16_async_or_zero(scale_lane, exists, block + NIBBLES, from + (NIBBLES - MIDDLE));
+#pragma unroll
+      for (int i = 0; i < SCALE_PIECES; i++) {
+        const int at = NIBBLES + i * PIECE;
+        copy_16_async_or_zero(scale_lane[i], exists, block + at, from + (at - MIDDLE));
+      }
       from += distance;
       if (K_BLOCKS > 1) asm volatile("" : "+l"(from));
     }
@@ -109,6 +128,8 @@ struct Loader {
 
 // C of a group's first MMA. Read from memory, since of a constant the compiler rebuilds the four registers every time.
 __device__ u32 magic_bits[4] = {0x4B400000u, 0x4B400000u, 0x4B400000u, 0x4B400000u};
+
+constexpr float MAGIC = 12582912.0f;  // those bits
 
 struct Start {
   u32 c[4] = {};
@@ -128,35 +149,56 @@ static __device__ __forceinline__ const u8* held(const u8* shared, u32 offset) {
   return shared + offset;
 }
 
-// One thread's weights of 128 of K, and the scales of its rows.
+// One thread's weights of a span of K, and the scales of its rows, g and g + 8 of a tile together.
 struct Weights {
-  uint4 a[ROW_TILES][2];
-  float4 scale[ROW_TILES / 2], offset[ROW_TILES / 2];
+  alignas(16) u32 a[ROW_TILES][SPAN / 16];
+  alignas(16) float scale[SPAN_GROUPS][ROW_TILES * 2], offset[SPAN_GROUPS][ROW_TILES * 2];
 
-  __device__ __forceinline__ void load(const u8* mine, int t) {
+  __device__ __forceinline__ void load(const u8* mine, int t, int span) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) a[t][h] = *(const uint4*)(mine + t / 2 * SLOT_BLOCK + (t % 2 * 2 + h) * 512);
+    for (int h = 0; h < SPAN / 64; h++) {
+      *(uint4*)(a[t] + 4 * h) = *(const uint4*)(mine + t / 2 * SLOT_BLOCK + (t % 2 * 2 + span + h) * 512);
+    }
   }
-  __device__ __forceinline__ void load_scales(const u8* mine) {
+  // `mine`: as far behind the first block as the lane's scales, fp32 of two tiles or fp16 of one, behind its nibbles.
+  __device__ __forceinline__ void load_scales(const u8* mine, int span) {
     if (!FLOAT_SCALES) return;
 #pragma unroll
     for (int p = 0; p < ROW_TILES / 2; p++) {
-      scale[p] = *(const float4*)(mine + p * SLOT_BLOCK + NIBBLES);
-      if (STRATEGY == MAGIC_FFMA2) offset[p] = *(const float4*)(mine + p * SLOT_BLOCK + OFFSETS);
+      const u8* const block = mine + p * SLOT_BLOCK;
+#pragma unroll
+      for (int g = 0; g < SPAN_GROUPS; g++) {
+        if constexpr (FP16_SCALES) {
+          const u8* const words = block + NIBBLES + (span * SPAN_GROUPS + g) * 64;
+          const float2 first = f16x2_to_float2(*(const u32*)words), second = f16x2_to_float2(*(const u32*)(words + 32));
+          *(float4*)(scale[g] + 4 * p) = {first.x, first.y, second.x, second.y};
+          *(float4*)(offset[g] + 4 * p) = {-MAGIC * first.x, -MAGIC * first.y, -MAGIC * second.x, -MAGIC * second.y};
+        } else {
+          *(float4*)(scale[g] + 4 * p) = *(const float4*)(block + NIBBLES);
+          if (STRATEGY == MAGIC_FFMA2) *(float4*)(offset[g] + 4 * p) = *(const float4*)(block + OFFSETS);
+        }
+      }
     }
-  }
-  static __device__ __forceinline__ float row(const float4& rows, int t, int r) {
-    return t % 2 ? (r ? rows.w : rows.z) : (r ? rows.y : rows.x);
   }
 };
 
-static __device__ __forceinline__ uint4 load_tokens(const u8* mine, int j) {
-  return *(const uint4*)(mine + j / 4 * SLOT_BLOCK + j % 4 * 512);
-}
+// One thread's tokens of a span of K.
+struct Tokens {
+  alignas(16) u32 b[SPAN / 32];
+
+  __device__ __forceinline__ Tokens(const u8* mine, int j, int span) {
+    const u8* const tile = mine + j / 4 * SLOT_BLOCK + j % 4 * 512 + span * 8;
+    if constexpr (SPAN == 128) {
+      *(uint4*)b = *(const uint4*)tile;
+    } else {
+      *(uint2*)b = *(const uint2*)tile;
+    }
+  }
+};
 
 // Scales of the lane's two tokens in tiles j and j + 1, j even.
-static __device__ __forceinline__ uint4 load_token_scales(const u8* mine, int j) {
-  return *(const uint4*)(mine + j / 4 * SLOT_BLOCK + NIBBLES + j % 4 / 2 * 64);
+static __device__ __forceinline__ uint4 load_token_scales(const u8* mine, int j, int group) {
+  return *(const uint4*)(mine + j / 4 * SLOT_BLOCK + NIBBLES + group * 128 + j % 4 / 2 * 64);
 }
 
 template <bool is_float>
@@ -174,47 +216,48 @@ struct Parts {
   u32 of[ROW_TILES][4];
 };
 
-static __device__ __forceinline__ void multiply(u32 (&sum)[4], const uint4 (&a)[2], const uint4& b) {
+// A group of a span for one MMA tile.
+static __device__ __forceinline__ void multiply(u32 (&sum)[4], const u32 (&a)[SPAN / 16], const Tokens& tokens,
+                                                int group) {
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const u32 b0 = h ? b.z : b.x, b1 = h ? b.w : b.y;
+  for (int k = group * GROUP; k < (group + 1) * GROUP; k += MMA_K) {
+    const u32 *const i = a + k / 16, *const b = tokens.b + k / 32;
     if constexpr (MMA_K == 64) {
-      mma_s4_m16n8k64::mma(sum, {a[h].x, a[h].y, a[h].z, a[h].w}, {b0, b1});
+      mma_s4_m16n8k64::mma(sum, {i[0], i[1], i[2], i[3]}, {b[0], b[1]});
     } else {
-      mma_s4_m16n8k32::mma(sum, {a[h].x, a[h].y}, {b0});
-      mma_s4_m16n8k32::mma(sum, {a[h].z, a[h].w}, {b1});
+      mma_s4_m16n8k32::mma(sum, {i[0], i[1]}, {b[0]});
     }
   }
 }
 
-// 128 of K for one MMA tile: into the sum itself, or into a group's.
+// Into the sum itself, or into a group's.
 template <class S>
-static __device__ __forceinline__ void multiply(S& sum, u32 (&part)[4], const uint4 (&a)[2], const uint4& b,
-                                                const Start& start) {
+static __device__ __forceinline__ void multiply(S& sum, u32 (&part)[4], const u32 (&a)[SPAN / 16], const Tokens& tokens,
+                                                int group, const Start& start) {
   if constexpr (TOKEN_SCALES) {
 #pragma unroll
     for (int e = 0; e < 4; e++) part[e] = start.c[e];
-    multiply(part, a, b);
+    multiply(part, a, tokens, group);
   } else {
-    multiply(sum, a, b);
+    multiply(sum, a, tokens, group);
   }
 }
 
 // Adds a group's sums of one MMA tile.
-static __device__ __forceinline__ void add_group(u32 (&sum)[4], const u32 (&part)[4], const Weights&, int,
+static __device__ __forceinline__ void add_group(u32 (&sum)[4], const u32 (&part)[4], const Weights&, int, int,
                                                  const u32 (&token_scale)[2]) {
 #pragma unroll
   for (int e = 0; e < 4; e++) sum[e] += part[e] * token_scale[e % 2];
 }
 
 static __device__ __forceinline__ void add_group(float (&sum)[4], const u32 (&part)[4], const Weights& weights, int t,
-                                                 const u32 (&token_scale)[2]) {
+                                                 int group, const u32 (&token_scale)[2]) {
 #pragma unroll
   for (int e = 0; e < 4; e++) {
-    const float row_scale = Weights::row(weights.scale[t / 2], t, e / 2);
+    const float row_scale = weights.scale[group][2 * t + e / 2];
     float scaled_sum;
     if (STRATEGY == MAGIC_FFMA2) {
-      scaled_sum = fmaf(__int_as_float((int)part[e]), row_scale, Weights::row(weights.offset[t / 2], t, e / 2));
+      scaled_sum = fmaf(__int_as_float((int)part[e]), row_scale, weights.offset[group][2 * t + e / 2]);
     } else {
       scaled_sum = (float)(int)part[e] * row_scale;
     }
@@ -245,7 +288,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
     loader.from += MIDDLE + copy_lane * 16;
     loader.distance = of_weights ? WEIGHT_BLOCK : (u64)token_blocks * TOKEN_BLOCK;
     loader.to = shared_address(shared) + block * SLOT_BLOCK + copy_lane * 16;
-    loader.scale_lane = copy_lane < (of_weights ? WEIGHT_SCALES : TOKEN_SCALE_BYTES) / 16;
+#pragma unroll
+    for (int i = 0; i < SCALE_PIECES; i++) {
+      loader.scale_lane[i] = copy_lane + i * LANES < (of_weights ? WEIGHT_SCALES : TOKEN_SCALE_BYTES) / 16;
+    }
     loader.left = k_blocks;
   }
 #pragma unroll
@@ -255,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
   const u32 weight_blocks = warp_row / 32 * SLOT_BLOCK, token_blocks = (ROW_BLOCKS + warp_token / 32) * SLOT_BLOCK;
   const u8* const my_weights = held(shared, weight_blocks + lane * 16);
   const u8* const my_tokens = held(shared, token_blocks + lane * 16);
-  const u8* const my_weight_scales = held(shared, weight_blocks + lane / 4 * 16);
+  const u8* const my_weight_scales = held(shared, weight_blocks + lane / 4 * (FP16_SCALES ? 4 : 16));
   const u8* const my_token_scales = held(shared, token_blocks + lane % 4 * 16);
   const Start start;
   Sum sum[ROW_TILES][TOKEN_TILES][4] = {};
@@ -264,20 +310,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
   __syncthreads();
   Weights operand;
 #pragma unroll
-  for (int t = 0; t < ROW_TILES; t++) operand.load(my_weights, t);
-  operand.load_scales(my_weight_scales);
-  uint4 tokens = load_tokens(my_tokens, 0), scales = {};
-  if (TOKEN_SCALES) scales = load_token_scales(my_token_scales, 0);
+  for (int t = 0; t < ROW_TILES; t++) operand.load(my_weights, t, 0);
+  operand.load_scales(my_weight_scales, 0);
+  Tokens tokens(my_tokens, 0, 0);
+  uint4 scales[SPAN_GROUPS] = {};
+#pragma unroll
+  for (int g = 0; g < SPAN_GROUPS; g++) {
+    if (TOKEN_SCALES) scales[g] = load_token_scales(my_token_scales, 0, g);
+  }
   Parts parts[2];
   u32 slot = 0;
 #pragma unroll 1
   do {
 #pragma unroll
-    for (int b = 0; b < K_BLOCKS; b++) {
+    for (int b = 0; b < K_BLOCKS * SPANS; b++) {
 #pragma unroll
-      for (int j = 0; j < TOKEN_TILES; j++) {
-        const bool last = j == TOKEN_TILES - 1, stage_ends = last && b == K_BLOCKS - 1;
-        const u32 here = slot + b * K_BLOCK;
+      for (int i = 0; i < COLUMN_GROUPS; i++) {
+        const int j = i / SPAN_GROUPS, g = i % SPAN_GROUPS, span = b % SPANS;
+        const bool last = i == COLUMN_GROUPS - 1, stage_ends = last && b == K_BLOCKS * SPANS - 1;
+        const u32 here = slot + b / SPANS * K_BLOCK;
         if (stage_ends) {
           copy_wait<STAGES - 2>();  // the next stage has come; with the barrier, to every warp's share of it
           __syncthreads();
@@ -285,25 +336,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
           slot = slot == (STAGES - 1) * STAGE ? 0 : slot + STAGE;
         }
         // Behind the last stage this reads zeros, and nobody uses them.
-        const u32 ahead = slot + (stage_ends ? 0 : b + last) * K_BLOCK;
-        const uint4 now = tokens;
-        tokens = load_tokens(my_tokens + ahead, (j + 1) % TOKEN_TILES);
+        const u32 ahead = slot + (stage_ends ? 0 : (b + last) / SPANS) * K_BLOCK;
+        const int span_ahead = (b + last) % SPANS;
+        const Tokens now = tokens;
+        if (g == SPAN_GROUPS - 1) tokens = Tokens(my_tokens + ahead, (j + 1) % TOKEN_TILES, span_ahead);
 #pragma unroll
         for (int t = 0; t < ROW_TILES; t++) {
-          multiply(sum[t][j], parts[j % 2].of[t], operand.a[t], now, start);
-          if (last) operand.load(my_weights + ahead, t);
+          multiply(sum[t][j], parts[i % 2].of[t], operand.a[t], now, g, start);
+          if (last) operand.load(my_weights + ahead, t, span_ahead);
         }
         if (!TOKEN_SCALES) continue;
 #pragma unroll
-        for (int done = j - 1; done < j + last; done++) {
+        for (int done = i - 1; done < i + last; done++) {
           if (done < 0) continue;
-          const u32 of_tokens[2] = {done % 2 ? scales.z : scales.x, done % 2 ? scales.w : scales.y};
+          const int column = done / SPAN_GROUPS, group = done % SPAN_GROUPS;
+          uint4& pair = scales[group];
+          const u32 of_tokens[2] = {column % 2 ? pair.z : pair.x, column % 2 ? pair.w : pair.y};
 #pragma unroll
-          for (int t = 0; t < ROW_TILES; t++) add_group(sum[t][done], parts[done % 2].of[t], operand, t, of_tokens);
-          if (done == TOKEN_TILES - 1) scales = load_token_scales(my_token_scales + ahead, 0);
-          else if (done % 2) scales = load_token_scales(my_token_scales + here, done + 1);
+          for (int t = 0; t < ROW_TILES; t++) {
+            add_group(sum[t][column], parts[done % 2].of[t], operand, t, group, of_tokens);
+          }
+          if (column % 2 == 0) continue;
+          const bool of_next = column == TOKEN_TILES - 1;  // span
+          pair = load_token_scales(my_token_scales + (of_next ? ahead : here), (column + 1) % TOKEN_TILES,
+                                   (of_next ? span_ahead : span) * SPAN_GROUPS + group);
         }
-        if (last) operand.load_scales(my_weight_scales + ahead);
+        if (last) operand.load_scales(my_weight_scales + ahead, span_ahead);
       }
     }
   } while (loader.left > -STAGES * K_BLOCKS);

@@ -2,12 +2,14 @@
 Python and the source agree on every tile, that its grid covers the output once, and what is picked and refused."""
 
 import re
+from collections import Counter
 from functools import cache
 
 import pytest
 
 from apex4_probe.kernels import sass, w4a4_mma
 from apex4_probe.kernels.compile import CompileError, Kernel, compile_kernel, cuda_header
+from apex4_probe.kernels.formats import GROUP, block_bytes, token_block_bytes
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant, tile
 from apex4_probe.strategies import STRATEGIES
 
@@ -21,8 +23,8 @@ RTX_4090 = Chip("8.9", "sm_89", 128, 99 * 1024)
 H100 = Chip("9.0", "sm_90a", 132, 227 * 1024)
 CHIPS = (A100, RTX_3090, RTX_4090, H100)
 
-# Instructions per accumulator and group of 128 by opcode, exactly; and a bound for everything that is neither they nor
-# an MMA: of 64 x 64 a warp with stages of 256, then of other tiles.
+# Instructions per accumulator and group by opcode, exactly; and a bound for everything per 128 of K that is neither they
+# nor an MMA: of 64 x 64 a warp with stages of 256, then of other tiles.
 DEQUANTISATION: dict[str, tuple[str, ...]] = {
     "none": (),
     "imad": (r"IMAD$",),
@@ -33,6 +35,7 @@ REST = {"none": 0.28, "imad": 0.32, "magic_ffma2": 0.35, "i2f_fmul_ffma": 0.35}
 REST_OF_STEP_128 = {"none": 0.40, "imad": 0.40, "magic_ffma2": 0.40, "i2f_fmul_ffma": 0.41}
 REST_OF_64_X_32 = 0.55
 REST_OF_A_CTA_OF_64 = 0.60  # each of its threads copies twice as much
+REST_OF_SMALL_GROUPS = {("g64", 64): 0.80, ("g64", 32): 1.28, ("g32", 64): 1.20, ("g32", 32): 1.96}  # warp tokens
 EVERY_DEQUANTISATION = r"(I2F.*|FMUL|FFMA|FADD|IMAD)$"
 
 
@@ -52,10 +55,12 @@ def image(name: str, tile: Tile, target: str, bf16: bool = False) -> bytes:
     return compile_kernel(kernel(VARIANTS[name], tile, target, bf16)).image
 
 
-def rest_allowed(strategy: str, tile: Tile) -> float:
+def rest_allowed(variant: Variant, tile: Tile) -> float:
+    if variant.granularity in ("g64", "g32"):
+        return REST_OF_SMALL_GROUPS[variant.granularity, tile["warp_tokens"]]
     if tile["warp_tokens"] == 32:
         return REST_OF_64_X_32 if tile["rows"] == 128 else REST_OF_A_CTA_OF_64
-    return REST[strategy] if tile["step"] == 256 else REST_OF_STEP_128[strategy]
+    return REST[variant.strategy] if tile["step"] == 256 else REST_OF_STEP_128[variant.strategy]
 
 
 CELLS = [
@@ -71,7 +76,8 @@ CELLS = [
 @pytest.mark.parametrize(("name", "tile", "target", "bf16"), CELLS)
 def test_hot_loop(name: str, tile: Tile, target: str, bf16: bool):
     """Fails where another compiler no longer keeps to what the source's header states."""
-    strategy = VARIANTS[name].strategy
+    variant = VARIANTS[name]
+    strategy, group = variant.strategy, GROUP[variant.granularity] or 128
     code = sass.disassemble(image(name, tile, target, bf16))["gemm"]
     assert not code.has_local_memory()
     registers = sass.registers(image(name, tile, target, bf16))
@@ -82,31 +88,40 @@ def test_hot_loop(name: str, tile: Tile, target: str, bf16: bool):
     counts = code.count(body)
     row_tiles, token_tiles, k_blocks = tile["warp_rows"] // 16, tile["warp_tokens"] // 8, tile["step"] // 128
     accumulators = row_tiles * token_tiles * 4  # of a thread
-    each = accumulators * k_blocks
+    each, groups = accumulators * k_blocks, 128 // group
 
-    mma_k = dict(VARIANTS[name].macros)["mma_k"]
+    mma_k = dict(variant.macros)["mma_k"]
     multiplications = each * 32 // mma_k
     assert sass.matching(counts, rf"IMMA\.168{mma_k}\.S4\.S4$") == sass.matching(counts, "IMMA") == multiplications
     wanted = DEQUANTISATION[strategy]
+    # Scales that are fp16 in memory: of a thread's rows, converted and multiplied with the offset.
+    converted = 2 * row_tiles * groups * k_blocks if group < 128 else 0
     for opcode in set(wanted):
-        assert sass.matching(counts, opcode) == wanted.count(opcode) * each, opcode
-    assert sass.matching(counts, EVERY_DEQUANTISATION) == len(wanted) * each
+        assert sass.matching(counts, opcode) == wanted.count(opcode) * each * groups, opcode
+    assert sass.matching(counts, EVERY_DEQUANTISATION) == len(wanted) * each * groups + converted
+    assert sass.matching(counts, r"HADD2\.F32$") == converted
 
     # ptxas puts three loads that never happen ("@!PT LDS RZ, [RZ]") before copies that follow loads.
     loads = [i for i in body if i.opcode.startswith("LDS") and i.predicate != "@!PT"]
-    weight_scales = {"magic_ffma2": row_tiles, "i2f_fmul_ffma": row_tiles // 2}.get(strategy, 0)
-    token_scales = token_tiles // 2 if strategy != "none" else 0
-    assert {i.opcode for i in loads} == {"LDS.128"}
-    assert len(loads) == k_blocks * (2 * row_tiles + token_tiles + weight_scales + token_scales)
-    blocks, threads = (
-        (tile["rows"] + tile["tokens"]) // 32,
-        VARIANTS[name].geometry(tile, Shape(1, 32, 128), H100).threads,
-    )
-    assert sass.matching(counts, "LDGSTS") == k_blocks * (blocks * 128 // threads + (strategy != "none"))
+    token_scales = token_tiles // 2 * groups if strategy != "none" else 0
+    by_width = Counter(i.opcode for i in loads)
+    if group < 128:
+        assert by_width == {
+            "LDS.128": k_blocks * (2 * row_tiles + token_scales),
+            "LDS.64": k_blocks * 2 * token_tiles,
+            "LDS": k_blocks * row_tiles * groups,
+        }
+    else:
+        weight_scales = {"magic_ffma2": row_tiles, "i2f_fmul_ffma": row_tiles // 2}.get(strategy, 0)
+        assert by_width == {"LDS.128": k_blocks * (2 * row_tiles + token_tiles + weight_scales + token_scales)}
+    blocks = (tile["rows"] + tile["tokens"]) // 32
+    lanes = variant.geometry(tile, Shape(1, 32, 128), H100).threads // blocks  # that copy a block
+    scale_bytes = max(block_bytes(variant.granularity, "w4a4"), token_block_bytes(variant.granularity)) - 2048
+    assert sass.matching(counts, "LDGSTS") == k_blocks * (128 // lanes + -(-scale_bytes // (16 * lanes)))
     assert sass.matching(counts, "BAR") == 1
 
-    rest = sum(counts.values()) - multiplications - len(wanted) * each
-    assert rest <= rest_allowed(strategy, tile) * each
+    rest = sum(counts.values()) - multiplications - len(wanted) * each * groups
+    assert rest <= rest_allowed(variant, tile) * each
 
 
 @pytest.mark.slow
@@ -176,6 +191,8 @@ def test_coverage_check_can_fail():
         ("w4a4.mma.channel", 256, 3, 3 * 2 * 8 * 2048),
         ("w4a4.mma.a128i", 256, 2, 2 * 2 * 8 * (2048 + 128)),  # of both operands' blocks, though weights have no scales
         ("w4a4.mma.g128", 256, 2, 2 * 2 * 8 * (2048 + 256)),
+        ("w4a4.mma.g64", 256, 2, 2 * 2 * 8 * (2048 + 2 * 128)),
+        ("w4a4.mma.g32", 128, 2, 2 * 8 * (2048 + 4 * 128)),
         # two stages of 128 are less than the epilogue's outputs, 136 rows with padding and 4 bytes for each token
         ("w4a4.mma.channel", 128, 2, 128 * (136 * 2 + 4)),
     ],
@@ -188,8 +205,9 @@ def test_shared_memory(name: str, step: int, stages: int, bytes_: int):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_two_large_ctas_share_an_sm_on_every_chip(name: str):
-    """Of 256 of K a stage on 8.0 and 9.0, of 128 on 8.6 and 8.9."""
-    for chip, step in ((A100, 256), (RTX_3090, 128), (RTX_4090, 128), (H100, 256)):
+    """Of 256 of K a stage on 8.0 and 9.0, of 128 on 8.6 and 8.9 and of g32."""
+    large = 128 if name == "w4a4.mma.g32" else 256
+    for chip, step in ((A100, large), (RTX_3090, 128), (RTX_4090, 128), (H100, large)):
         fits = tile(rows=128, tokens=128, warp_rows=64, warp_tokens=64, step=step, stages=2)
         assert fits in VARIANTS[name].tiles
         assert w4a4_mma.ctas_per_sm(VARIANTS[name].granularity, fits, chip) == 2
@@ -231,6 +249,8 @@ def test_records_name_what_they_do():
         ("w4a4.mma.channel", "channel", "none"),
         ("w4a4.mma.a128i", "a128i", "imad"),
         ("w4a4.mma.g128", "g128", "magic_ffma2"),
+        ("w4a4.mma.g64", "g64", "magic_ffma2"),
+        ("w4a4.mma.g32", "g32", "magic_ffma2"),
         ("w4a4.i2f.g128", "g128", "i2f_fmul_ffma"),
         ("w4a4.k32.g128", "g128", "i2f_fmul_ffma"),
     ]
