@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS = "1,8,16,64,256,1024,4096"
 MOST_SIZES = 64
+EVERY = "*"
 FINALISTS, FINAL_WITHIN = 3, 1.05  # of a variant's tiles, after a heat that tells 5 % apart
 Tiles = Literal["default", "best", "all"]
 METHODS: dict[str, tuple[Method, ...]] = {
@@ -36,7 +37,7 @@ class BenchRequest:
 
     model: str = DEFAULT_MODEL
     tokens: str = DEFAULT_TOKENS
-    variants: str = "*"
+    variants: str = EVERY
     tiles: Tiles = "default"
     method: Literal["interleaved", "sustained", "both"] = "interleaved"
     peers: bool = False
@@ -64,6 +65,7 @@ class Plan:
     tiles: Tiles
     methods: tuple[Method, ...]
     check: bool
+    named: bool = False  # some variants, which are then timed even where their MMA is emulated
 
     def picks(self, n: int, k: int, m: int, chip: Chip) -> tuple[list[tuple[Variant, Tile]], dict[str, str]]:
         """Variants with the tiles to time, and why the others have none, by variant."""
@@ -76,6 +78,8 @@ class Plan:
         for variant in self.variants:
             if why := legal(variant, shape, chip):
                 refused[variant.name] = why
+            elif not self.named and (why := variant.emulated_on(chip)):
+                refused[variant.name] = f"{why}; to time it all the same, name it by --variants"
             elif self.tiles == "default":
                 found.append((variant, safe_tile(variant, shape, chip)))
             else:
@@ -116,6 +120,7 @@ def read(request: BenchRequest) -> Plan:
         tiles=request.tiles,
         methods=METHODS[request.method],
         check=request.check,
+        named=request.variants != EVERY,
     )
 
 

@@ -70,12 +70,13 @@ def cells(
 ) -> list[Cell]:
     """Every GEMM of one rank at every M, the workload's first. ``model``: the rank's shapes; ``tiles``: of a variant.
 
-    Linears that share an input are one GEMM; what the planner would split is W4A4, whose times are modelled.
+    Linears that share an input are one GEMM; what the planner would split is W4A4, whose times are modelled. What the
+    chip's compiler emulates is left out: it runs for correctness, and no plan wants it.
     """
     asked = list(dict.fromkeys(point.m for point in sorted(workload.points, key=lambda point: -point.weight)))
     tokens = [*asked, *(m for m in LADDER if m not in asked)]
     gemms = {(sum(layer.n for layer in unit), unit[0].k): unit[0] for unit in units(model)}
-    offered = tuple(variants)
+    offered = tuple(variant for variant in variants if not variant.emulated_on(chip))
     return [
         _cell(Shape(m, n, k), m in asked, layer, workload, timer, chip, offered, tiles)
         for m in tokens

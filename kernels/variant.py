@@ -81,9 +81,9 @@ class Variant:
     ``tiles``: the legal space; ``default``: picks from it without having measured, for a shape that one of its tiles
     runs. ``refuses``: why a tile cannot run a shape on a chip, "" where it can. ``macros``: beside the tile's.
     ``strategy``: a name of apex4_probe/strategies.py. ``options``: further compiler options that its counts depend on,
-    never from a file. ``native_on``: compute capabilities whose Tensor Cores execute its MMA, None: all that it runs on;
-    on others the compiler emulates it, which is exact, for correctness alone, and slow. ``then_fp16``: the kernel writes the weight [N, K] in the activations' type to its workspace and
-    nothing to out; torch's dense GEMM follows.
+    never from a file. ``native_on``: compute capabilities whose Tensor Cores execute its MMA, None: all that it runs
+    on; elsewhere the compiler emulates it, exact and slow: for correctness, never for speed. ``then_fp16``: the kernel
+    writes the weight [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Variant:
     then_fp16: bool = False
 
     def emulated_on(self, chip: Chip) -> str:
-        """What is emulated on the chip and what follows, "" where its MMA is native: nothing to choose or to time."""
+        """Why the variant is not fast on the chip, "" where its MMA is native."""
         if self.native_on is None or chip.compute_capability in self.native_on:
             return ""
         return (

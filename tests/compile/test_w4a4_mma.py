@@ -23,8 +23,8 @@ RTX_4090 = Chip("8.9", "sm_89", 128, 99 * 1024)
 H100 = Chip("9.0", "sm_90a", 132, 227 * 1024)
 CHIPS = (A100, RTX_3090, RTX_4090, H100)
 
-# Instructions per accumulator and group by opcode, exactly; and a bound for everything per 128 of K that is neither they
-# nor an MMA: of 64 x 64 a warp with stages of 256, then of other tiles.
+# Instructions per accumulator and group by opcode, exactly; and a bound for everything else per 128 of K that is no
+# MMA: of 64 x 64 a warp with stages of 256, then of other tiles.
 DEQUANTISATION: dict[str, tuple[str, ...]] = {
     "none": (),
     "imad": (r"IMAD$",),

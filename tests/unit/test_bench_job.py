@@ -230,6 +230,19 @@ def test_best_times_no_tile_that_holds_more_tokens_than_it_must_and_keeps_the_fa
     assert {r.variant for r in kept} == {r.variant for r in records}
 
 
+def test_an_emulated_mma_is_timed_only_where_it_was_named() -> None:
+    everything = bench_plan.read(bench_plan.BenchRequest(tokens="128"))
+    picks, refused = everything.picks(4096, 4096, 128, HOPPER)
+    assert {variant.format for variant, _ in picks} == {"w4a8", "w4a16"}
+    assert "emulated on compute capability 9.0" in refused["w4a4.mma.channel"]
+    assert "name it by --variants" in refused["w4a4.mma.channel"]
+    picks, _ = everything.picks(4096, 4096, 128, Chip("8.0", "sm_80", 108, 163 * 1024))
+    assert "w4a4.mma.channel" in {variant.name for variant, _ in picks}
+    named = bench_plan.read(bench_plan.BenchRequest(variants="w4a4.mma.*", tokens="128"))
+    picks, refused = named.picks(4096, 4096, 128, HOPPER)
+    assert {variant.name for variant, _ in picks} >= {"w4a4.mma.channel", "w4a4.mma.g32"} and refused == {}
+
+
 def test_a_first_heat_leaves_a_variant_the_tiles_near_its_fastest() -> None:
     variant = catalogue.by_name("w4a8.small.channel")
     picks = [(variant, tile) for tile in variant.tiles[:6]]

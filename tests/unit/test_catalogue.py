@@ -8,9 +8,9 @@ from importlib.resources import files
 
 import pytest
 
-from apex4_probe.architecture import architecture
+from apex4_probe.architecture import architecture, known
 from apex4_probe.errors import ApexError
-from apex4_probe.kernels import catalogue
+from apex4_probe.kernels import catalogue, w4a4_mma
 from apex4_probe.kernels.catalogue import VARIANTS
 from apex4_probe.kernels.formats import GRANULARITIES, Format, Granularity
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant, tile
@@ -42,9 +42,9 @@ def text_of(name: str) -> str:
     return (files("apex4_probe.kernels") / "cuda" / name).read_text(encoding="utf-8")
 
 
-def test_every_granularity_but_those_of_w4a4_has_a_kernel_for_any_number_of_tokens() -> None:
-    for format in ("w4a8", "w4a16"):
-        for granularity in GRANULARITIES[format]:
+def test_every_granularity_has_a_kernel_for_any_number_of_tokens() -> None:
+    for format, granularities in GRANULARITIES.items():
+        for granularity in granularities:
             for where in CHIPS:
                 for shape in SHAPES:
                     variant, chosen = catalogue.default_choice(format, granularity, shape, where)
@@ -112,7 +112,9 @@ def test_tile_and_record_become_macros_that_the_source_knows(variant: Variant) -
     code = "".join(text_of(name) for name in (variant.source, *variant.headers))
     for one in variant.tiles:
         unit = catalogue.kernel(variant, one, "sm_80", bf16=True)
-        macros = dict(re.fullmatch(r"-D([A-Z0-9_]+)=(\d+)", option).groups() for option in unit.options)
+        assert unit.options[len(unit.options) - len(variant.options) :] == variant.options
+        defined = unit.options[: len(unit.options) - len(variant.options)]
+        macros = dict(re.fullmatch(r"-D([A-Z0-9_]+)=(\d+)", option).groups() for option in defined)
         assert macros["OUT_BF16"] == "1"
         assert {name: macros[name.upper()] for name, _ in one.parameters} == {
             name: str(value) for name, value in one.parameters
@@ -133,6 +135,9 @@ def test_tile_and_record_become_macros_that_the_source_knows(variant: Variant) -
         ("w4a8", "g64", 1, "mma"),
         ("w4a16", "g128", 64, "small"),
         ("w4a16", "g128", 65, "fp16"),
+        ("w4a4", "channel", 4096, "mma"),
+        ("w4a4", "g128", 4096, "mma"),
+        ("w4a4", "g32", 4096, "mma"),
     ],
 )
 def test_the_safe_choice_is_made_for_few_tokens_where_it_can_be(
@@ -163,14 +168,32 @@ def test_a_tile_outside_the_legal_set_is_refused_with_the_nearest_inside(variant
 
 
 def test_what_no_kernel_can_do_says_why_for_each() -> None:
-    with pytest.raises(ApexError, match=r"no kernel for w4a4 channel weights at M = 1, .* \(the catalogue has none\)"):
-        catalogue.default_choice("w4a4", "channel", Shape(1, 64, 128), HOPPER)
+    with pytest.raises(ApexError, match=r"no kernel for w4a16 a128i weights at M = 1, .* \(the catalogue has none\)"):
+        catalogue.default_choice("w4a16", "a128i", Shape(1, 64, 128), HOPPER)
     with pytest.raises(ApexError) as caught:
         catalogue.default_choice("w4a8", "channel", Shape(1, 64, 128), TURING)
     assert "w4a8.small.channel: " in str(caught.value) and "w4a8.mma.channel: " in str(caught.value)
     small = catalogue.by_name("w4a8.small.channel")
     with pytest.raises(ApexError, match=r"w4a8\.small\.channel cannot run M = 65, N = 64, K = 128 on sm_90a: "):
         catalogue.safe_tile(small, Shape(65, 64, 128), HOPPER)
+
+
+@EACH
+def test_a_record_says_where_its_mma_is_native_as_the_architectures_do(variant: Variant) -> None:
+    """The only MMA of the catalogue that some architecture from 8.0 on lacks is that of INT4."""
+    native = {facts.compute_capability for facts in known() if facts.support("mma.s4.m16n8k64").level == "native"}
+    assert variant.native_on is None or (variant.format == "w4a4" and set(variant.native_on) == native)
+    for where in CHIPS:
+        reason = variant.emulated_on(where)
+        if variant.native_on is not None and where.version >= (9, 0):
+            assert f"emulated on compute capability {where.compute_capability}" in reason and "slow" in reason
+            assert catalogue.legal(variant, Shape(77, 4096, 4096), where) == "", "for correctness"
+        else:
+            assert reason == ""
+
+
+def test_every_tile_on_int4_tensor_cores_says_where_they_are() -> None:
+    assert all(variant.native_on for variant in w4a4_mma.VARIANTS)
 
 
 def test_legality_is_that_of_any_tile() -> None:

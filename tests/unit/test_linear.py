@@ -105,6 +105,26 @@ def weight(format: Any = "w4a8", granularity: Any = "channel", n: int = 64, k: i
 # What is launched
 
 
+@pytest.mark.parametrize(
+    ("granularity", "kind", "has_token_scale"),
+    [("channel", "int4", True), ("a128i", "int4_a128i", True), ("g128", "int4_g128", False),
+     ("g64", "int4_g64", False), ("g32", "int4_g32", False)],
+)  # fmt: skip
+def test_w4a4_quantises_to_int4_as_the_granularity_wants(
+    machine: Machine, granularity: Any, kind: str, has_token_scale: bool
+) -> None:
+    x, packed = activations(5, 256), weight("w4a4", granularity)
+    y = apex.linear(x, packed)
+    quantiser, multiply = machine.launches
+    assert quantiser.kernel.split()[:2] == ["quantise", kind]
+    assert multiply.kernel.startswith(f"w4a4.mma.{granularity} ")
+    _, data, scale, row_sum, *_ = quantiser.arguments
+    assert (bool(scale), row_sum) == (has_token_scale, 0)
+    assert multiply.arguments == (
+        packed.data.data_ptr(), packed.row_scale.data_ptr(), data, scale, 0, 0, y.data_ptr(), 0, 5, 64, 256,
+    )  # fmt: skip
+
+
 def test_w4a8_quantises_and_multiplies_what_was_quantised(machine: Machine) -> None:
     x, packed, bias = activations(5, 256), weight(), activations(64)
     y = apex.linear(x, packed, bias)
@@ -226,6 +246,10 @@ def test_precompile_loads_what_calls_will_launch(machine: Machine, monkeypatch: 
         "w4a8.small.channel", "w4a8.mma.channel", "quantise", "quantise"
     ]  # fmt: skip
     assert "-DOUT_BF16=1" in compiled[0].options
+    compiled.clear()
+    picks = [catalogue.default_choice("w4a4", granularity, Shape(9, 64, 256), HOPPER) for granularity in ("g32", "g64")]
+    gemm.precompile(picks, 0, quantisers=[(256, None)])
+    assert [" ".join(kernel.name.split()[:2]) for kernel in compiled[2:]] == ["quantise int4_g32", "quantise int4_g64"]
 
 
 # What a profile chooses
@@ -418,11 +442,6 @@ def test_what_cannot_be_done_by_hand_names_the_argument(
     assert machine.launches == []
 
 
-def test_a_format_without_kernels_is_refused() -> None:
-    with pytest.raises(ApexError, match="no kernel for w4a4 channel weights"):
-        apex.linear(activations(2, 256), weight("w4a4", "channel"))
-
-
 def test_every_variant_is_listed() -> None:
     assert apex.variants() == catalogue.VARIANTS
 
@@ -520,8 +539,8 @@ def test_activations_and_variant_that_do_not_suit_the_weight(machine: Machine) -
     ready = quantise.quantise(X, kind="int8")
     machine.launches.clear()
     cases: list[tuple[Any, PackedWeight, dict[str, Any], str]] = [
-        (quantised(ready, kind="int4"), W, {}, "x is quantised to int4, which w4a8 channel weights cannot be multiplied with"),
-        (ready, weight("w4a16", "channel"), {}, "x is quantised to int8, which w4a16 weights cannot be"),
+        (quantised(ready, kind="int4"), W, {}, "x is quantised to int4, which w4a8 channel weights cannot be"),
+        (ready, weight("w4a16", "channel"), {}, "x is quantised to int8, which w4a16 channel weights cannot be"),
         (ready, weight(k=384), {}, "x has K = 256, and packed has K = 384"),
         (ready, W, {"dtype": torch.float32}, "dtype must be fp16 or bf16, not torch.float32"),
         (X, weight(granularity="g128i"), {}, r"variant w4a8\.small\.channel multiplies w4a8 channel .* w4a8 g128i"),

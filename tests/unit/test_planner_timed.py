@@ -166,8 +166,19 @@ def test_shards_are_looked_up_by_their_own_shapes() -> None:
         assert {time.origin for layer in found.layers for time in layer.times} == {origin}
 
 
+@pytest.mark.parametrize("format", ["auto", "w4a4"])
+def test_emulated_int4_is_never_chosen_however_fast_it_was_timed(format: Any) -> None:
+    fp16 = [timing for timing in timings() if timing.variant == "fp16"]
+    changes = {"variant": "w4a4.mma.a128i", "format": "w4a4", "granularity": "a128i", "strategy": "imad", "us": 0.01}
+    emulated = [timing.model_copy(update=changes) for timing in fp16]
+    found = planned([*timings(), *emulated], format=format, max_quality_loss=9.0)
+    assert "w4a4" not in {found.decision.format, found.w4a4.format, *(layer.format for layer in found.layers)}
+    (why,) = [item.why for item in found.rejected if item.variant == "w4a4"]
+    assert "no native INT4 MMA" in why or "INT4 is emulated on compute capability 9.0" in why
+
+
 def test_w4a4_is_modelled_beside_what_was_timed() -> None:
-    """Native INT4 has no kernels yet: its times are the model's, over an FP16 that was timed."""
+    """GEMMs of native INT4 that were not timed have the model's times, over an FP16 that was."""
     device, figures, points = predict_device(find("A100"))
     asked = WorkloadRecord(model="llama-3-8b", points=parse_workload("decode:16"), format="w4a4")
     found = plan(device, figures, points, asked, load_model("llama-3-8b"), timings=timings())

@@ -11,10 +11,14 @@ import pytest
 from recorded_bench import CHIP, LARGE, SMALL, VARIANTS, RecordedBench
 from recorded_h100 import H100, co_issue, measurements
 
+from apex4_probe.datasheets import find
 from apex4_probe.deployment import Measurement, WorkloadRecord
 from apex4_probe.field import timer_of
-from apex4_probe.kernels.variant import Shape
+from apex4_probe.gemm_time import GemmTimer
+from apex4_probe.kernels import catalogue
+from apex4_probe.kernels.variant import Chip, Shape
 from apex4_probe.models import Layer, load_model, shard
+from apex4_probe.prediction import predict_device
 from apex4_probe.rates import Rates
 from apex4_probe.selection import kernel_tables
 from apex4_probe.tile_time import ranked, tile_us
@@ -23,6 +27,7 @@ from apex4_probe.tuning_plan import LADDER, TILES, Cell, cells
 from apex4_probe.workload import parse_workload
 
 L2 = Measurement(name="l2.read", instruction="LDG.E.128", value=5620.0, unit="GB/s", origin="measured")
+A100 = Chip("8.0", "sm_80", 108, 163 * 1024)
 TIMER = timer_of(Rates.of(H100, [*measurements(), L2]), co_issue())
 LLAMA = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]  # qkv, o, gate_up, down
 
@@ -74,6 +79,22 @@ def test_a_format_that_was_asked_for_is_timed_alone_beside_fp16_and_fp8() -> Non
 def test_a_k_without_whole_groups_is_timed_in_the_granularity_that_it_is_packed_in() -> None:
     down = [cell for cell in planned(model="llama-2-7b", tp=4) if cell.shape.k == 2752]  # 43 x 64
     assert down and all({pick.variant.granularity for pick in cell.picks} == {"channel"} for cell in down)
+
+
+@pytest.mark.parametrize("format", ["auto", "w4a4"])
+def test_no_time_is_spent_on_an_mma_that_is_emulated(format: Any) -> None:
+    asked = WorkloadRecord(model="llama-3-8b", points=parse_workload("prefill:2048"), format=format)
+    device, figures, points = predict_device(find("A100"))
+    native = timer_of(Rates.of(device, figures), points)
+
+    def formats(timer: GemmTimer, chip: Chip) -> set[str]:
+        found = cells(load_model("llama-3-8b"), asked, timer, chip, catalogue.VARIANTS)
+        return {pick.variant.format for cell in found for pick in cell.picks}
+
+    others = {"w4a8", "w4a16"} if format == "auto" else set()
+    assert formats(TIMER, CHIP) == others
+    assert formats(native, A100) == {"w4a4", *others}
+    assert formats(native, CHIP) == others, "whatever rates a profile claims"
 
 
 # Which tiles are promising
