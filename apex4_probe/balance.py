@@ -77,7 +77,7 @@ def strategy_balance(rates: Rates, variant: Variant, co_issue: Sequence[CoIssue]
         granularity=variant.granularity,
         strategy=variant.strategy,
         mma=tensor.name,
-        pipes=cost.pipes,
+        pipes=dict(cost.pipes),
         overlap=cost.overlap,
         overlap_origin=cost.behind.origin,
         cycles_full_overlap=cost.full,
@@ -86,7 +86,7 @@ def strategy_balance(rates: Rates, variant: Variant, co_issue: Sequence[CoIssue]
         over_channel=cost.expected / channel.expected,
         bound_by=max(cost.pipes, key=lambda pipe: cost.pipes[pipe]),
         origin="predicted",
-        source=f"{cost.counted.source}; {cost.counted.kernel}; rates {cost.rates_origin}; overlap: {cost.behind.source}",
+        source=f"{cost.executed}; rates {cost.rates_origin}; overlap: {cost.behind.source}",
     )
 
 
@@ -100,7 +100,7 @@ class _Cost:
     pipes: Mapping[str, float]
     overlap: float
     behind: Overlap
-    counted: Counted
+    executed: str  # whose instructions were counted
     rates_origin: str
     full: float
     none: float
@@ -111,7 +111,8 @@ def _cost(rates: Rates, variant: Variant, tensor: Throughput, family: Family, co
     groups = DEPTH / GROUP.get(variant.granularity, DEPTH)
     executed = _executed(rates, variant, family, groups)
     work = executed.work
-    lanes = {name: rates.instruction(name) for part in (work.dequantisation, work.widening, work.other) for name in part}
+    names = (name for part in (work.dequantisation, work.widening, work.other) for name in part)
+    lanes = {name: rates.instruction(name) for name in names}
     found = cycles(
         work,
         PipeRates(
@@ -132,14 +133,13 @@ def _cost(rates: Rates, variant: Variant, tensor: Throughput, family: Family, co
     base = max(pipes["tensor"], pipes["shared"], pipes["issue"])
     expected = base + cuda - overlap * min(pipes["tensor"], cuda)
     origins = [rate.origin for rate in (tensor, *lanes.values())]
-    return _Cost(pipes, overlap, behind, executed, worst(origins), full, none, min(max(expected, full), none))
+    told = f"{executed.source}; {executed.kernel}"
+    return _Cost(pipes, overlap, behind, told, worst(origins), full, none, min(max(expected, full), none))
 
 
 def _executed(rates: Rates, variant: Variant, family: Family, groups: float) -> Counted:
     if family == "mma":
-        found = counted(
-            rates.device.compute_capability, variant.format, variant.granularity, variant.strategy, groups
-        )
+        found = counted(rates.device.compute_capability, variant.format, variant.granularity, variant.strategy, groups)
         if found is not None:
             return found
     instructions = {name: count * groups for name, count in STRATEGIES[variant.strategy].instructions.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 from apex4_probe.deployment import Format, Granularity
 from apex4_probe.sass_bounds import Work, documented, work_of
@@ -21,6 +22,7 @@ class Counted:
     kernel: str
 
 
+@cache
 def counted(
     compute_capability: str, format: Format, granularity: Granularity, strategy: str, groups: float
 ) -> Counted | None:

@@ -81,7 +81,7 @@ def parse_architectures(text: str) -> tuple[Architecture, ...]:
     for part in (part.strip().lower() for part in text.split(",")):
         if (facts := names.get(part)) is None:
             targets = ", ".join(facts.target for facts in with_kernels)
-            raise ApexError(f"--arch: {part[:40]!r} is no architecture that is known here; there are kernels for {targets}")
+            raise ApexError(f"--arch: {part[:40]!r} is no known architecture; there are kernels for {targets}")
         if not facts.kernels:
             raise ApexError(f"--arch {part}: no kernels for {facts.name}: {facts.kernels_reason}")
         found[facts.target] = facts

@@ -1,4 +1,4 @@
-"""What ``bench --sass`` writes: what every kernel's hot loop executes, and what that costs an SM at most and at least."""
+"""What ``bench --sass`` writes: what every kernel's hot loop executes, and the least and most that it costs an SM."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ _RATES: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 _MEMORY = re.compile(r"(LD|ST|ATOM|RED|CCTL|MEMBAR|UBLK|UTMA|SYNCS)")  # load/store unit: issue slots and shared memory
 # Uniform datapath, branches, barriers and waits: they take an issue slot and no pipe that is counted here.
-_ISSUE_ONLY = re.compile(r"(U(?!BLK|TMA)|R2UR|BRA|BRX|CALL|RET|EXIT|BSSY|BSYNC|BAR|DEPBAR|LDGDEPBAR|WARPSYNC|NOP|YIELD)")
+_ISSUE_ONLY = re.compile(r"(U(?!BLK|TMA)|R2UR|BR[AX]|CALL|RET|EXIT|BSSY|BSYNC|BAR|DEPBAR|LDGDEPBAR|WARPSYNC|NOP|YIELD)")
 
 
 @dataclass(frozen=True)
