@@ -96,9 +96,9 @@ static __device__ __forceinline__ void copy_16_async_or_zero(bool wanted, bool e
 struct Loader {
   const u8* from;  // middle of a block's nibbles: a copy's address reaches 2048 bytes around its register
   u64 distance;    // between blocks of K
-  u32 to;        // shared memory, in the first stage
-  int left;      // blocks of K
-  bool scale_lane[SCALE_PIECES + 1];
+  u32 to;          // shared memory, in the first stage
+  int left;        // blocks of K
+  bool scale_lane[SCALE_PIECES + 1];  // whether it copies of them; one more, for there may be none
 
   // The empty statements keep the compiler from adding up every copy's address on its own, and from holding the old and
   // the new value of a register at once; where they stand was found by trial.
@@ -127,7 +127,7 @@ struct Loader {
 };
 
 // C of a group's first MMA. Read from memory, since of a constant the compiler rebuilds the four registers every time.
-__device__ u32 magic_bits[4] = {0x4B400000u, 0x4B400000u, 0x4B400000u, 0x4B400000u};
+__device__ __align__(16) u32 magic_bits[4] = {0x4B400000u, 0x4B400000u, 0x4B400000u, 0x4B400000u};
 
 constexpr float MAGIC = 12582912.0f;  // those bits
 

@@ -17,11 +17,11 @@ import torch
 
 import apex4_probe as apex
 from apex4_probe.kernels import catalogue
-from apex4_probe.kernels.formats import BLOCK_K, TOKEN_TILE, weight_group
-from apex4_probe.kernels.gemm import QUANTISED, gemm, precompile
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, GROUP, NIBBLE_BYTES, TOKEN_TILE, weight_group
+from apex4_probe.kernels.gemm import gemm, precompile
 from apex4_probe.kernels.launch import chip
 from apex4_probe.kernels.packing import PackedWeight, pack_quantised, random_packed, unpack
-from apex4_probe.kernels.quantise import QuantisedActivations, quantise
+from apex4_probe.kernels.quantise import QuantisedActivations, activation_kind, quantise
 from apex4_probe.kernels.quantised_weight import QuantisedWeight
 from apex4_probe.kernels.reference import reference_linear, reference_linear64
 from apex4_probe.kernels.variant import Shape, Tile, Variant
@@ -29,7 +29,7 @@ from apex4_probe.kernels.variant import Shape, Tile, Variant
 DEVICE = 0
 TOKENS = (1, 2, 7, 16, 17, 33, 64, 77, 128, 255, 1000, 4096)
 RANDOM_CASES = 200
-BF16_EVERY = 6  # w4a8 tiles that are compiled for bf16 too: only the last instruction of a kernel differs
+BF16_EVERY = 6  # tiles that are compiled for bf16 too, not of w4a16: only the last instruction of a kernel differs
 LARGEST_RANDOM = 1 << 32  # M * N * K of a random case, for the reference's sake
 ROW_BLOCKS = 12  # of a large weight that the reference multiplies
 SPARE = 5  # tokens behind the output that must stay untouched
@@ -65,12 +65,12 @@ def full_precision() -> Iterator[None]:
 
 @cache
 def tiles_here(variant: Variant, dtype: torch.dtype = torch.float16) -> tuple[Tile, ...]:
-    """Those that this GPU can run for some number of tokens; of w4a8 in bf16 some of them."""
+    """Those that this GPU can run for some number of tokens; in bf16 some of them, but of w4a16."""
     shapes = [Shape(m, 4096, 4096) for m in TOKENS]
     legal = tuple(
         tile for tile in variant.tiles if any(not variant.refuses(tile, shape, chip(DEVICE)) for shape in shapes)
     )
-    return legal[::BF16_EVERY] if dtype == torch.bfloat16 and variant.format == "w4a8" else legal
+    return legal[::BF16_EVERY] if dtype == torch.bfloat16 and variant.format != "w4a16" else legal
 
 
 def legal_tokens(variant: Variant, n: int, k: int) -> list[int]:
@@ -118,7 +118,10 @@ class Expected:
         )
 
 
-def expected(variant: Variant, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> Expected:
+def expected(
+    variant: Variant, x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None, in_float64: bool = False
+) -> Expected:
+    """``in_float64``: what the reference that is matched to the bit is itself held to."""
     blocks = packed.n // 32
     chosen = torch.arange(blocks, device="cuda")
     if blocks > ROW_BLOCKS and packed.n * packed.k > 1 << 22:
@@ -132,7 +135,7 @@ def expected(variant: Variant, x: torch.Tensor, packed: PackedWeight, bias: torc
         row_scale=packed.row_scale[rows],
     )
     bias = None if bias is None else bias[rows]
-    if variant.format == "w4a8":
+    if variant.format in ("w4a8", "w4a4") and not in_float64:
         return Expected(reference_linear(x, part, bias), rows, exact=True)
     if not variant.then_fp16:
         return Expected(reference_linear64(x, part, bias), rows, exact=False)
@@ -142,13 +145,20 @@ def expected(variant: Variant, x: torch.Tensor, packed: PackedWeight, bias: torc
 
 def operands(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor | QuantisedActivations:
     """What the GEMM reads, with garbage in the place of tokens that only fill up its last tile."""
-    kind = QUANTISED.get(packed.format)
+    kind = activation_kind(packed.format, packed.granularity)
     if kind is None:
         return x
     ready = quantise(x, kind=kind, clip=packed.act_clip, hadamard=packed.hadamard)
-    tiles = ready.data.view(packed.k_padded // BLOCK_K, -(-ready.m // TOKEN_TILE), 2, TOKEN_TILE, -1)
-    if ready.m % TOKEN_TILE:
-        tiles[:, -1, :, ready.m % TOKEN_TILE :] = 0x81
+    if kind == "int8":
+        tiles = ready.data.view(packed.k_padded // BLOCK_K, -(-ready.m // TOKEN_TILE), 2, TOKEN_TILE, -1)
+        if ready.m % TOKEN_TILE:
+            tiles[:, -1, :, ready.m % TOKEN_TILE :] = 0x81
+    elif used := ready.m % BLOCK_TOKENS:
+        blocks = ready.data.view(packed.k_padded // BLOCK_K, -(-ready.m // BLOCK_TOKENS), -1)[:, -1]
+        blocks[:, :NIBBLE_BYTES].unflatten(1, (BLOCK_TOKENS, -1))[:, used:] = 0x81
+        groups = (blocks.shape[1] - NIBBLE_BYTES) // (4 * BLOCK_TOKENS)
+        scales = blocks[:, NIBBLE_BYTES:].unflatten(1, (groups, 2, 4, 2, 2, 4)).transpose(3, 4)  # pair, tile, c, e
+        scales[:, :, torch.arange(BLOCK_TOKENS, device="cuda").view(2, 2, 4, 2) >= used] = 0xFF  # NaN
     return ready
 
 
@@ -199,10 +209,10 @@ class Case:
 
 
 def random_case(variant: Variant, rng: random.Random) -> Case:
-    step = BLOCK_K if variant.format == "w4a16" else weight_group(variant.granularity) or 32
+    step = BLOCK_K if variant.format == "w4a16" else GROUP[variant.granularity] or 32
     while True:
         n = 32 * rng.choice((1, 2, 3, 5, 7, 13, 21, 32, 42, 64))
-        k = BLOCK_K * rng.choice((0, 1, 2, 3, 5, 8, 16, 17, 32, 33)) + step * rng.randrange(BLOCK_K // step)
+        k = BLOCK_K * rng.choice((0, 1, 2, 3, 5, 8, 16, 17, 32, 33, 224)) + step * rng.randrange(BLOCK_K // step)
         m = rng.choice(legal_tokens(variant, n, max(k, step)))
         if k and m * n * k <= LARGEST_RANDOM:
             break
@@ -237,7 +247,10 @@ def test_random_cases(variant: Variant) -> None:
         tiles = legal_tiles(variant, case.m, case.n, case.k, case.dtype)
         tile = tiles[number % len(tiles)]
         y = launched_twice(x, packed, (variant, tile), bias, case.m, case.dtype)
-        expected(variant, x, packed, bias).check(y, f"{variant.name} {tile.name}, {case}")
+        what = f"{variant.name} {tile.name}, {case}"
+        expected(variant, x, packed, bias).check(y, what)
+        if variant.format == "w4a4":
+            expected(variant, x, packed, bias, in_float64=True).check(y, f"{what}, float64")
 
 
 @EACH
@@ -360,7 +373,7 @@ def test_nothing_waits_and_the_current_stream_is_used() -> None:
 
 
 def test_the_safe_default_needs_no_arguments_and_takes_leading_dimensions() -> None:
-    for format, granularity in (("w4a8", "channel"), ("w4a8", "g64"), ("w4a16", "g128")):
+    for format, granularity in (("w4a8", "channel"), ("w4a8", "g64"), ("w4a16", "g128"), ("w4a4", "a128i")):
         packed = random_packed(96, 512, format, granularity, "cuda", generator(13))
         x = normal(3, 29, 512, seed=14)
         y = apex.linear(x, packed)

@@ -146,6 +146,17 @@ def test_int4_is_the_reference_to_the_bit(kind: str, k: int):
             check(quantise(x, kind=kind, clip=clip, hadamard=hadamard), x, clip, hadamard)
 
 
+def test_integer_group_scales_stay_within_1_and_16():
+    """A group of zeros has 1; the one with the token's maximum 16, also where dividing rounds up beyond it."""
+    x = activations(1000, 4096, torch.float16)
+    x[5::50, :128] = 0
+    codes, scales = int4_without_padding(quantise(x, kind="int4_a128i", clip=0.7).data, 1000, 4096)
+    assert (int(scales.min()), int(scales.max())) == (1, 16)
+    finite = x.isfinite().all(1) & (x != 0).any(1)
+    assert bool((scales.amax(1) == 16)[finite].all())
+    assert bool((scales[5::50, 0] == 1).all()) and not codes[5::50, :64].any()
+
+
 @pytest.mark.parametrize(("k", "hadamard"), LONG)
 @pytest.mark.parametrize("kind", LONG_KINDS)
 def test_rows_beyond_the_register_file(kind: str, k: int, hadamard: int | None):

@@ -489,6 +489,12 @@ def packed_with(weight: Tensor | None = None, **changes: Any) -> PackedWeight:
         (torch.ones(32, 320), {"granularity": "g128i"}, "K = 320 must be a multiple of the group of 128"),
         (torch.ones(32, 288), {"granularity": "g64"}, "K = 288 must be a multiple of the group of 64"),
         (torch.ones(32, 192), {"format": "w4a4", "granularity": "a128i"}, "K = 192 must be a multiple of the group"),
+        (
+            torch.ones(32, 192),
+            {"format": "w4a4", "granularity": "g128"},
+            "K = 192 must be a multiple of the group of 128",
+        ),
+        (torch.ones(32, 96), {"format": "w4a4", "granularity": "g64"}, "K = 96 must be a multiple of the group of 64"),
         (torch.ones(32, 48), {"granularity": "channel"}, "K = 48 must be a positive multiple of 32"),
         (torch.ones(32, 192), {"format": "w4a16", "granularity": "g64"}, "multiple of 128 for w4a16"),
         (torch.full((32, 256), torch.nan), {}, "weight must be finite"),
