@@ -190,7 +190,6 @@ def hot_loop(facts: Architecture, chip: Chip, variant: Variant, tile: Tile, imag
         ctas_per_sm=ctas,
         warps_per_sm=ctas * warps,
         nvrtc="{}.{}".format(*nvrtc_version()),
-        shared_traffic=found.pop("shared_bytes"),
         **found,
     )
 

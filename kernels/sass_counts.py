@@ -62,9 +62,9 @@ class Counts:
     """One pass of a hot loop, per accumulator and 128 of K.
 
     ``mma``: MMAs, of ``mma_rate``, a rate of architectures.yaml. ``dequantisation``, ``widening``, ``other``:
-    thread-instructions by the rate that bounds them. ``loads``: of the load/store unit, copies to
-    shared memory included; ``issue_only``: what takes an issue slot and no pipe. ``shared_bytes``: through shared
-    memory, every lane's own, so a read that lanes share is counted in full.
+    thread-instructions by the rate that bounds them. ``loads``: of the load/store unit, copies to shared memory
+    included; ``issue_only``: what takes an issue slot and no pipe. ``shared_traffic``: bytes through shared memory,
+    every lane's own, so a read that lanes share is counted in full.
     """
 
     mma: float
@@ -74,7 +74,7 @@ class Counts:
     other: Mapping[str, float]
     loads: float
     issue_only: float
-    shared_bytes: float
+    shared_traffic: float
 
     @property
     def rest(self) -> float:
@@ -119,7 +119,7 @@ def count(listing: Listing, format: Format, strategy: str) -> Counts:
         other=_per(by_purpose["other"], unit),
         loads=loads / unit,
         issue_only=issue_only / unit,
-        shared_bytes=shared_bytes(body) / LANES / unit,
+        shared_traffic=shared_traffic(body) / LANES / unit,
     )
 
 
@@ -146,13 +146,13 @@ def rate_of(opcode: str) -> str:
     return next((rate for pattern, rate in _RATES if re.match(pattern, opcode)), "lop3")
 
 
-def shared_bytes(body: Iterable[Instruction]) -> int:
+def shared_traffic(body: Iterable[Instruction]) -> int:
     """Bytes that a warp moves through shared memory in one pass. What never happens (``@!PT``) moves none; asynchronous
     copies write what they bring."""
-    return sum(_shared_bytes(i.opcode) for i in body if i.predicate not in ("@!PT", "@!UPT"))
+    return sum(_shared_traffic(i.opcode) for i in body if i.predicate not in ("@!PT", "@!UPT"))
 
 
-def _shared_bytes(opcode: str) -> int:
+def _shared_traffic(opcode: str) -> int:
     if opcode.startswith("LDSM"):  # 8 rows of 16 bytes a matrix
         return 128 * int((re.search(r"\.([124])$", opcode) or ["", "1"])[1])
     if re.match(r"(LDS|STS|ATOMS|LDGSTS)\b", opcode):
