@@ -5,6 +5,7 @@ What was measured stands beside its prediction where a comparison holds both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from apex4_probe.compare_records import Answer, Comparison, Entry, Gain
@@ -15,6 +16,7 @@ from apex4_probe.reports.paste import escaped, markdown_table
 from apex4_probe.reports.tables import ABSENT, Row, Table, columns_of
 
 PAGE = "owners.md"
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .()+-]*")
 STRAIGHTFORWARD = "i2f_fmul_ffma"
 # format, granularity, and whether it is the straightforward kernel: a column each
 COLUMNS: tuple[tuple[str, Format, Granularity, bool], ...] = (
@@ -26,8 +28,8 @@ COLUMNS: tuple[tuple[str, Format, Granularity, bool], ...] = (
     ("FP8", "fp8", "none", False),
 )
 INTRODUCTION = (
-    "Predictions, each with its date: nobody here has measured these GPUs. If you have one, one command measures it "
-    "and sets both side by side; a prediction that turns out wrong is worth an issue."
+    "Predictions, each with its date; what was measured stands behind its prediction. If you have one of these GPUs, "
+    "one command measures it and sets both side by side. A prediction that turns out wrong is worth an issue."
 )
 HOW = (
     "Speed-up over FP16 of all linear layers, quantising the activations included; in brackets from no overlap of the "
@@ -59,8 +61,11 @@ def gain(answer: Answer, format: Format, granularity: Granularity, straightforwa
 
 
 def command(device: str) -> str:
-    """Measures the GPU and sets the result beside what is predicted for ``device``."""
-    return f'apex4-probe run --full --out my-gpu && apex4-probe compare my-gpu "{device}"'
+    """Measures the GPU and sets the result beside what is predicted for ``device``. It is made to be pasted into a
+    shell: a name from a stranger's file that a shell might read as more than text does not get there."""
+    name = device.removeprefix("NVIDIA ")
+    other = f'"{name}"' if _PLAIN.fullmatch(name) else "PREDICTED.yaml"
+    return f"apex4-probe run --full --out my-gpu && apex4-probe compare my-gpu {other}"
 
 
 def _beside(predicted: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
@@ -100,7 +105,7 @@ def _section(entry: Entry) -> list[str]:
         spans = f"{wording.number(time.us_low)}–{wording.number(time.us_high)}"
         fp16 = f"FP16 ~{wording.number(time.us_fp16)} µs"
         lines.append(f"- {where}: ~{wording.number(time.us)} µs ({spans}) for all linear layers, {fp16}")
-    return [*lines, "", "```", command(profile.device.name.removeprefix("NVIDIA ")), "```", ""]
+    return [*lines, "", "```", command(profile.device.name), "```", ""]
 
 
 def _cell(found: Gain | None) -> str:
