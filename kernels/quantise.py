@@ -53,6 +53,7 @@ MOST_WARPS = 32  # of a CTA
 VECTORS = 4  # loads a thread has in flight: enough for the row to be in registers as early as memory allows
 # CUDA C++ Programming Guide, compute capabilities: from 8.0 on; warps are those of 8.6, 8.9 and 12.0.
 SM_PARTITIONS, PARTITION_REGISTERS, SM_WARPS = 4, 16384, 48
+MOST_WARPS_SWAPPED_WHOLE = 4  # of a block, as in the source: beyond, warps swap half a vector at a time
 TRANSFORM_CHUNKS = 128  # a transformed row of 32768 takes half the register file in fp32, and the rest is temporaries
 
 
@@ -140,8 +141,11 @@ def kernel_for(kind: Kind, bf16: bool, hadamard: int | None, k: int, target: str
 def geometry(m: int, k: int, hadamard: int | None) -> Geometry:
     """One CTA for every ``rows`` tokens; shared memory where warps swap parts of a block."""
     split = row_split(k, hadamard)
-    swaps = hadamard is not None and hadamard > split.vectors * CHUNK
-    row_bytes = split.warps * split.vectors * CHUNK * 2 if swaps else 0  # half of each fp32 vector at a time
+    block_warps = max(1, (hadamard or 1) // (split.vectors * CHUNK))
+    moving = split.warps * split.vectors * (block_warps - 1) // block_warps  # chunks; the others stay where they are
+    row_bytes = moving * CHUNK * 4
+    if block_warps > MOST_WARPS_SWAPPED_WHOLE:
+        row_bytes //= 2
     return Geometry(
         grid=(-(-m // split.rows), 1, 1),
         threads=split.rows * split.warps * WARP,

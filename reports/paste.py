@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from apex4_probe.deployment import Measurement, Profile
-from apex4_probe.reports import co_issue_tables, layer_tables, tables, verdict, wording
+from apex4_probe.reports import co_issue_tables, kernel_tables, layer_tables, tables, verdict, wording
 from apex4_probe.reports.tables import ABSENT, Row, Table, columns_of
 
 SPREAD_NOTE = (
@@ -32,9 +32,14 @@ _FORMULA = re.compile(r"[=+\-@\t\r]")  # at the start of a cell a spreadsheet re
 
 
 def markdown(profile: Profile) -> str:
-    """Device, driver and tool version; then measurements with their spread, rho, co-issue and verdict, as tables."""
+    """Device, driver and tool version; then as tables measurements, rho, co-issue, timed kernels, verdict."""
     parts = [*about_lines(profile), "", markdown_table(measurement_table(profile))]
-    more = [tables.rho_table(profile), layer_tables.layer_table(profile)]
+    more = [
+        tables.rho_table(profile),
+        kernel_tables.packing_table(profile),
+        layer_tables.layer_table(profile),
+        kernel_tables.chosen_kernel_table(profile),
+    ]
     if profile.co_issue:
         more.insert(1, co_issue_tables.co_issue_summary(profile)[0])
     for table in more:

@@ -12,8 +12,8 @@ from apex4_probe.sass_records import Bound, Bounds, HotLoop, NotCounted, SassRec
 BOUNDS = {"overlap": "overlap", "mma_and_dequantisation": "MMA+deq.", "all_pipes": "sequence"}
 EXECUTED = (
     "Instructions per accumulator and 128 of K, read from the machine code. Deq.: scaling a group's sums, or widening "
-    "INT4 before the MMA; loads: of the load/store unit; rest: addresses, loop, barriers. Local: bytes a thread, 0 "
-    "without spills. CTAs, warps: what an SM holds."
+    "INT4 before the MMA; loads: of the load/store unit; rest: addresses, loop, barriers. Registers and bytes of local "
+    "memory of a thread (0: no spills), bytes of shared memory of a CTA, warps that an SM holds."
 )
 PIPE_CYCLES = (
     "SM cycles of a CTA's tile and 128 of K that each pipe is busy, at the architecture's documented rates. Shared "
@@ -28,7 +28,7 @@ BOUNDED = (
 
 def executed_table(records: Sequence[SassRecord], loops: Sequence[HotLoop]) -> Table:
     """Instructions and resources, a loop a row; ``loops`` in the records' order."""
-    titles = ("MMA", "deq.", "loads", "rest", "registers", "shared", "local", "CTAs", "warps")
+    titles = ("MMA", "deq.", "loads", "rest", "regs", "shared", "local", "warps")
     rows = []
     for arch, pairs in _by_architecture(records, loops):
         rows.append(Row((arch,), section=True))
@@ -43,7 +43,6 @@ def executed_table(records: Sequence[SassRecord], loops: Sequence[HotLoop]) -> T
                     str(record.registers),
                     str(record.shared_bytes),
                     str(record.local_bytes),
-                    str(loop.ctas_per_sm),
                     str(loop.warps_per_sm),
                 )
             )

@@ -14,14 +14,15 @@
 //              registers over j; from 256 * VECTORS on too, after warps have swapped some of their j through shared
 //              memory. Whole vectors move, so the row is merely held in another order then, and never put back. The
 //              factor 1 / sqrt(size) goes into the scale alone
+//   barriers   of a row's warps: one where warps swap (three for blocks of 8 warps), one for the maximum, one for the sum
 //   segments   a row of more than 32768 with Hadamard is transformed twice, once for its maximum, once for its codes;
 //              the second reading comes from L2
 //   registers  4 * VECTORS hold a row, with Hadamard 8 * VECTORS; with 24 and 32 more for all else (8 again for integer
 //              groups) an SM holds CTAS CTAs, e.g. 12 rows of 4096 or 3 of 14336, with Hadamard 8 or 2; asserted
 //              in tests/compile/test_quantise.py
-//   shared     2 bytes an element of the CTA's rows where warps swap, else next to nothing
-//   bound      memory: M * K * (2 + 1 or 1/2) bytes. 5 shuffles an element (32 lanes a clock and SM) are the Hadamard's
-//              second bound, at two thirds of an H100's memory time
+//   shared     4 bytes for each element that changes warps, 2 with blocks of 8 warps, else next to nothing
+//   bound      memory: M * K * (2 + 1 or 1/2) bytes. With blocks from 256 on issue slots are as scarce on an H100: some
+//              30 instructions an element, 128 a clock and SM, beside 5 shuffles, 32 a clock and SM
 //
 // Macros: BITS 8 | 4; GROUP 0 | 32 | 64 | 128; INTEGER_GROUPS 0 | 1; IN_BF16 0 | 1; HADAMARD 0 | size; VECTORS, WARPS,
 // ROWS, SEGMENTS, CTAS: kernels/quantise.py.
@@ -92,10 +93,13 @@ static __device__ __forceinline__ void meet(int row) {
 
 // ---- a segment of a row in registers -----------------------------------------------------------------------------
 
-#if HADAMARD
 constexpr int SWAPPED = HADAMARD / (CHUNK * VECTORS) > 1 ? HADAMARD / (CHUNK * VECTORS) - 1 : 0;  // bits of w, of j
 static_assert(SWAPPED < VECTORS, "a block takes more warps than a thread has vectors to swap");
+constexpr int PARTS = SWAPPED > 3 ? 2 : 1;  // of a vector, swapped one after the other
+constexpr int QUADS = 2 / PARTS;            // of such a part, four k each
+constexpr int SWAPPING = WARPS * (VECTORS / (SWAPPED + 1)) * SWAPPED * QUADS * 32;  // float4 a row
 
+#if HADAMARD
 template <int N>
 static __device__ __forceinline__ void butterflies(float (&x)[N], int stride) {
 #pragma unroll
@@ -137,27 +141,42 @@ struct Segment {
     }
   }
 
-  // Low bits of w and of j change places: afterwards a thread's low bits of j are the block's highest of k. Half a
-  // vector at a time, so that shared memory suffices for rows of 32768 on sm_86 and sm_89 too.
+  // Low bits of w and of j change places: afterwards a thread's low bits of j are the block's highest of k. Where they
+  // are equal a vector stays. Blocks of 8 warps move half a vector at a time, so that shared memory suffices for rows of
+  // 32768 on sm_86 and sm_89 too.
   __device__ __forceinline__ void swap(float4* shared, int row, int warp, int lane) {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      if (half) meet(row);
+    for (int part = 0; part < PARTS; part++) {
+      if (part) meet(row);
 #pragma unroll
       for (int j = 0; j < VECTORS; j++)
         if ((j ^ warp) & SWAPPED) {
-          const float* from = x + j * 8 + half * 4;
-          shared[(warp * VECTORS + j) * 32 + lane] = make_float4(from[0], from[1], from[2], from[3]);
+          float4* const to = shared + place(warp, j, warp) + lane;
+#pragma unroll
+          for (int quad = 0; quad < QUADS; quad++) {
+            const float* from = x + j * 8 + (part + quad) * 4;
+            to[quad * 32] = make_float4(from[0], from[1], from[2], from[3]);
+          }
         }
       meet(row);
 #pragma unroll
       for (int j = 0; j < VECTORS; j++)
         if ((j ^ warp) & SWAPPED) {
-          const float4 got = shared[held(warp, j) * 32 + lane];
-          float* to = x + j * 8 + half * 4;
-          to[0] = got.x, to[1] = got.y, to[2] = got.z, to[3] = got.w;
+          const float4* const from = shared + place((warp & ~SWAPPED) | (j & SWAPPED), j, warp) + lane;
+#pragma unroll
+          for (int quad = 0; quad < QUADS; quad++) {
+            const float4 got = from[quad * 32];
+            float* to = x + j * 8 + (part + quad) * 4;
+            to[0] = got.x, to[1] = got.y, to[2] = got.z, to[3] = got.w;
+          }
         }
     }
+  }
+
+  // Of what warp `owner` gives away in exchange with j and `warp`. Those that stay have no place.
+  static __device__ __forceinline__ int place(int owner, int j, int warp) {
+    const int vector = owner * (VECTORS / (SWAPPED + 1)) + j / (SWAPPED + 1);
+    return (vector * SWAPPED + ((j ^ warp) & SWAPPED) - 1) * (QUADS * 32);
   }
 
   // Chunk of the segment that a warp's j-th vectors are of, from the transform on.
@@ -218,35 +237,54 @@ struct Scale {
   }
 };
 
-// Bits whose low byte (low nibble) is the code. Not contracted: the product is rounded before it is rounded to a code.
-static __device__ __forceinline__ u32 code_of(float value, float inverse) {
-  const float clamped = fmaxf(fminf(__fmul_rn(value, inverse), LIMIT), LOWEST);
-  return __float_as_uint(__fadd_rn(clamped, 12582912.0f));
+// Bits whose low bytes (low nibbles) are the codes. Not contracted: the product is rounded before it is rounded to a
+// code. Where nothing is clipped, no product rounds to more than LIMIT.
+static __device__ __forceinline__ void encode(const float (&values)[8], float inverse, bool clipped, u32 (&code)[8]) {
+  float steps[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) steps[i] = __fmul_rn(values[i], inverse);
+  if (clipped) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) steps[i] = fmaxf(fminf(steps[i], LIMIT), LOWEST);
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) code[i] = __float_as_uint(__fadd_rn(steps[i], 12582912.0f));
 }
 
 static __device__ __forceinline__ u32 low_bytes(u32 a, u32 b, u32 c, u32 d) {
   return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
 }
 
-// Tokens and bytes of a piece of 128 k. Layouts of kernels/formats.py are pieces, [k / 128][token / PIECE_TOKENS].
+// Layouts of kernels/formats.py are pieces of 128 k, [k / 128][token / PIECE_TOKENS]. Places count in units of what a
+// lane stores: 8 bytes of INT8, 4 of INT4.
 constexpr int PIECE_TOKENS = BITS == 8 ? 8 : 32;
-constexpr int PIECE = BITS == 8 ? 1024 : 2048 + (GROUP ? 128 / GROUP * 128 : 0);
+constexpr u32 PIECE = BITS == 8 ? 1024 / 8 : (2048 + (GROUP ? 128 / GROUP * 128 : 0)) / 4;
 
-// Where the piece of a lane's first vector begins: a chunk is two blocks of k, so the next one is 2 * pieces on.
-static __device__ __forceinline__ u64 piece_offset(int token, int pieces, int lane) {
-  return (u64)((lane >> 4) * pieces + token / PIECE_TOKENS) * PIECE;
+// The piece of a lane's first vector: a chunk is two blocks of k, so the next one is 2 * pieces on.
+static __device__ __forceinline__ u32 piece_place(int token, int pieces, int lane) {
+  return ((lane >> 4) * pieces + (u32)token / PIECE_TOKENS) * PIECE;
 }
 
-// Where a lane's vector lies in its piece: INT8 [half][g][c][word 2 * s + h], INT4 [tile][g][c][word 2 * half + s].
-static __device__ __forceinline__ int offset_in_piece(int token, int lane) {
-  const int half = lane >> 3 & 1, s = lane >> 2 & 1, g_and_c = (token & 7) * 64 + (lane & 3) * 16;
-  return BITS == 8 ? half * 512 + g_and_c + s * 8 : (token >> 3 & 3) * 512 + g_and_c + half * 8 + s * 4;
+// A lane's vector in its piece: INT8 [half][g][c][word 2 * s + h], INT4 [tile][g][c][word 2 * half + s].
+static __device__ __forceinline__ u32 place_in_piece(int token, int lane) {
+  const u32 half = lane >> 3 & 1, g = token & 7, c = lane & 3, s = lane >> 2 & 1;
+  return BITS == 8 ? half * 64 + g * 8 + c * 2 + s : (token >> 3 & 3) * 128 + g * 16 + c * 4 + half * 2 + s;
 }
 
-// Where the scale of a lane's group lies in its piece of INT4: [group][tile pair][c][tile][e].
-static __device__ __forceinline__ int scale_in_piece(int token, int lane) {
-  const int group = (lane & 15) / (GROUP ? GROUP / 8 : 1);
-  return 2048 + group * 128 + (token >> 4 & 1) * 64 + (token >> 1 & 3) * 16 + (token >> 3 & 1) * 8 + (token & 1) * 4;
+// The scale of a lane's group in its piece of INT4: [group][tile pair][c][tile][e].
+static __device__ __forceinline__ u32 scale_place_in_piece(int token, int lane) {
+  const u32 group = (lane & 15) / (GROUP ? GROUP / 8 : 1);
+  return 2048 / 4 + group * 32 + (token >> 4 & 1) * 16 + (token >> 1 & 3) * 4 + (token >> 3 & 1) * 2 + (token & 1);
+}
+
+// Predicated: into a branch of its own ptxas moves all of a store's address, for each vector anew.
+static __device__ __forceinline__ void store_where(bool within, uint2* to, uint2 words) {
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.v2.u32 [%1], {%2, %3};}"
+               ::"r"((int)within), "l"(to), "r"(words.x), "r"(words.y) : "memory");
+}
+static __device__ __forceinline__ void store_where(bool within, u32* to, u32 word) {
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.u32 [%1], %2;}"
+               ::"r"((int)within), "l"(to), "r"(word) : "memory");
 }
 
 // ---- the kernel --------------------------------------------------------------------------------------------------
@@ -256,18 +294,19 @@ static __device__ __forceinline__ int scale_in_piece(int token, int lane) {
 extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
     quantise(const uint4* x, u8* data, float* scale, int* row_sum, int m, int k, float clip) {
   extern __shared__ float4 swapping[];
-  __shared__ u32 partial[2][ROWS][32];
+  __shared__ u32 maxima[ROWS][32];
+  __shared__ int sums[ROWS][32];
   const int lane = threadIdx.x % 32;
-  const int row = threadIdx.x / (WARPS * 32);
+  const int row = ROWS > 1 ? threadIdx.x / (WARPS * 32) : 0;
   const int warp = threadIdx.x / 32 % WARPS;
-  const int token = blockIdx.x * ROWS + row;
   const int vectors = k / 8;
-  float4* const own_swapping = swapping + (HADAMARD ? row * SEGMENT : 0);
+  float4* const own_swapping = swapping + row * SWAPPING;
 
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+  const int token = blockIdx.x * ROWS + row;
   if (token >= m) return;  // all warps of a row leave together
 
   const uint4* const from = x + (u64)token * vectors;
@@ -304,17 +343,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
     }
     most = max_of_warp(most);
     if (WARPS > 1) {
-      if (lane == 0) partial[0][row][warp] = most;
+      if (lane == 0) maxima[row][warp] = most;
       meet(row);
-      most = max_of_warp(partial[0][row][lane < WARPS ? lane : 0]);
+      most = max_of_warp(maxima[row][lane < WARPS ? lane : 0]);
     }
     const float clipped = __fmul_rn(__uint_as_float(most), clip);
     of_row = Scale::of(clipped, STEPS);
     if (warp == 0 && lane == 0) scale[token] = __fmul_rn(of_row.scale, FACTOR);
   }
 
-  const int pieces = (m + PIECE_TOKENS - 1) / PIECE_TOKENS;
-  u8* const first_piece = data + piece_offset(token, pieces, lane);
+  const u32 pieces = (m + PIECE_TOKENS - 1) / PIECE_TOKENS, first_piece = piece_place(token, pieces, lane);
+  const u32 place = first_piece + place_in_piece(token, lane);  // below 2^31, as all that follow
   int sum = 0;
 #pragma unroll 1
   for (int segment = 0; segment < SEGMENTS; segment++) {
@@ -324,13 +363,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
       const int chunk = segment * (SEGMENT / 32) + Segment::held(warp, j);
       const int vector = chunk * 32 + lane;
       const bool within = vector < (vectors + 15) / 16 * 16;  // zeros to the end of the last 128
-      u8* const piece = first_piece + (u64)chunk * ((u32)(2 * PIECE) * pieces);
       float inverse = of_row.inverse;
       u32 keep = of_row.keep;
       if (GROUP) {
         const float most = __fmul_rn(__uint_as_float(group_max(j)), clip);
         const bool first = vector % (GROUP ? GROUP / 8 : 1) == 0 && within;
-        u32* const group_scale = reinterpret_cast<u32*>(piece + scale_in_piece(token, lane));
+        const u32 scale_place = first_piece + scale_place_in_piece(token, lane) + chunk * (2 * PIECE * pieces);
+        u32* const group_scale = reinterpret_cast<u32*>(data) + scale_place;
         if (INTEGER_GROUPS) {
           // fmaxf passes over NaN: 0 / 0, or a row that holds one.
           const float steps = ceilf(__fdiv_rn(most, __fmul_rn(LIMIT, of_row.scale)));
@@ -346,19 +385,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
       float values[8];
       held.read(j, values);
       u32 code[8];
-#pragma unroll
-      for (int i = 0; i < 8; i++) code[i] = code_of(values[i], inverse);
+      encode(values, inverse, clip < 1.0f, code);
       if (BITS == 8) {
         // Bytes 1 and 2 change places: BYTE_ORDER of kernels/formats.py.
         const uint2 words = make_uint2(low_bytes(code[0], code[2], code[1], code[3]) & keep,
                                        low_bytes(code[4], code[6], code[5], code[7]) & keep);
         sum = __dp4a((int)words.x, 0x01010101, __dp4a((int)words.y, 0x01010101, sum));
-        if (within) *reinterpret_cast<uint2*>(piece + offset_in_piece(token, lane)) = words;
+        store_where(within, reinterpret_cast<uint2*>(data) + (place + chunk * (2 * PIECE * pieces)), words);
       } else {
         const u32 even = low_bytes(code[0], code[2], code[4], code[6]);
         const u32 odd = low_bytes(code[1], code[3], code[5], code[7]);
         const u32 word = ((even & 0x0F0F0F0Fu) | (odd << 4 & 0xF0F0F0F0u)) & keep;
-        if (within) *reinterpret_cast<u32*>(piece + offset_in_piece(token, lane)) = word;
+        store_where(within, reinterpret_cast<u32*>(data) + (place + chunk * (2 * PIECE * pieces)), word);
       }
     }
   }
@@ -366,9 +404,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
   if (BITS == 8) {
     sum = sum_of_warp(sum);
     if (WARPS > 1) {
-      if (lane == 0) partial[1][row][warp] = (u32)sum;
+      if (lane == 0) sums[row][warp] = sum;
       meet(row);
-      if (warp == 0) sum = sum_of_warp(lane < WARPS ? (int)partial[1][row][lane] : 0);
+      // By all of the row's warps, or ptxas takes them for parted ones.
+      sum = sum_of_warp(warp == 0 && lane < WARPS ? sums[row][lane] : 0);
     }
     if (warp == 0 && lane == 0) row_sum[token] = sum;
   }

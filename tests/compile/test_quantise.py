@@ -24,7 +24,7 @@ from apex4_probe.kernels.quantise import (
 
 TARGETS = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"]
 SMALLEST_SHARED = 99 * 1024  # CUDA C++ Programming Guide, compute capabilities: of a CTA, 8.6, 8.9 and 12.0
-STATIC_SHARED = 2 * 4 * 32 * 4  # the source's ``partial``
+STATIC_SHARED = 2 * 4 * 32 * 4  # the source's ``maxima`` and ``sums``
 
 # (kind, bf16, hadamard, K): each way to round, group and split at least once, the largest of every register class.
 CASES = [
@@ -36,10 +36,13 @@ CASES = [
     ("int8", False, 4096, 4096),
     ("int8", True, 2048, 14336),
     ("int8", True, 4096, 28672),
+    ("int8", False, 8192, 8192),
     ("int8", False, 16384, 16384),
     ("int8", True, 128, 65536),
+    ("int8", False, 32768, 32768),
     ("int8", False, 32768, 65536),
     ("int4", True, None, 4096),
+    ("int4", False, 4096, 4096),
     ("int4_g128", False, None, 14336),
     ("int4_g64", True, None, 4096),
     ("int4_g32", True, 4096, 4096),
@@ -96,6 +99,8 @@ def test_hadamard_shuffles_within_a_warp_and_swaps_beyond(target, hadamard, shuf
     listing, _ = compiled(kernel_for("int8", False, hadamard, 4096, target))
     counts = listing.count(listing.instructions)
     elements = split.vectors * 8
+    barriers = sass.matching(counts, r"BAR\.") - exchanged
+    assert barriers == 2  # for the maximum and for the sum
     assert sass.matching(counts, "SHFL") == shuffles * elements
     assert sass.matching(counts, r"LDS.*\.128") == exchanged * elements // 4
     assert sass.matching(counts, r"STS.*\.128") == exchanged * elements // 4
@@ -216,7 +221,13 @@ def test_geometry_covers_tokens():
     assert geometry(9, 512, None) == geometry(12, 512, None)
     assert geometry(9, 512, None).grid == (3, 1, 1)
     assert geometry(4096, 14336, None).grid == (4096, 1, 1)
-    assert geometry(7, 4096, 4096).shared_bytes == 4096 * 2
+
+
+def test_geometry_holds_what_changes_warps():
+    assert geometry(7, 4096, 1024).shared_bytes == 0
+    assert geometry(7, 14336, 2048).shared_bytes == 14336 * 4 // 2
+    assert geometry(7, 4096, 4096).shared_bytes == 4096 * 4 * 3 // 4
+    assert geometry(7, 16384, 16384).shared_bytes == 16384 * 4 * 7 // 8 // 2
 
 
 def test_rows_that_are_split_alike_share_a_kernel():

@@ -126,7 +126,7 @@ def test_tables() -> None:
     assert executed[0] == ("sm_80",) and executed[4] == ("sm_89",)
     # 0.25 loads; 0.125 slots and 0.25 other are the rest; dequantisation and widening together
     assert executed[2] == (
-        "w4a4.test.g128", "64×64", "0.50", "3.50", "0.250", "0.375", "200", "65536", "0", "2", "8",
+        "w4a4.test.g128", "64×64", "0.50", "3.50", "0.250", "0.375", "200", "65536", "0", "8",
     )  # fmt: skip
     assert pipes[2] == ("w4a4.test.g128", "64×64", "512", "576", "128", "1024", "512", "592")
     assert bounds[2] == ("w4a4.test.g128", "64×64", "2.00", "2.00", "4.25", "0.94", "2.69", "0.74")

@@ -27,6 +27,7 @@ from apex4_probe.microbench import bandwidth, co_issue
 from apex4_probe.microbench.instructions import PROBES
 from apex4_probe.profile_file import load_profile, seal, write_profile
 from apex4_probe.reports import paste, tables, wording
+from apex4_probe.reports.kernel_tables import chosen_kernel_table, packing_table
 from apex4_probe.show_job import described, pasted, show_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,16 @@ def test_markdown_holds_every_figure_of_the_profile(profile: Profile) -> None:
         assert bool(plus_minus) == (figure.spread is not None)
         if figure.spread is not None:
             assert float(plus_minus) == pytest.approx(figure.value * figure.spread / 2, rel=5e-3, abs=1e-12)
+
+
+def test_markdown_holds_the_timed_kernels() -> None:
+    profile = sample_profile()
+    by_first = {table[0][0]: table for table in tables_in(paste.markdown(profile))}
+    times, kernels = by_first["M"], by_first["N × K"]
+    assert times[0] == [column.title for column in packing_table(profile).columns]
+    assert [row[0] for row in times[2:]] == [row.cells[0] for row in packing_table(profile).rows]
+    assert [row[2:4] for row in kernels[2:]] == [list(row.cells[2:4]) for row in chosen_kernel_table(profile).rows]
+    assert len(kernels) > 2 and len(times) > 2
 
 
 def test_markdown_says_above_the_table_what_it_is_of() -> None:
