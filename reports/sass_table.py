@@ -20,7 +20,7 @@ PIPE_CYCLES = (
     "memory counts every lane's bytes; issue: the slots that all instructions pass."
 )
 BOUNDED = (
-    "Over the per-channel kernel of the same format under the same bound, and the speed-up over FP16 at its Tensor "
+    "Over the best per-channel tile of the same format under the same bound, and the speed-up over FP16 at its Tensor "
     "Core peak (GeForce cards run FP16 with fp32 sums at half of it: twice the speed-up). Overlap: the longest "
     "pipe; MMA+deq.: these two in sequence; sequence: every pipe after the other."
 )
