@@ -4,6 +4,7 @@
 # make gpu-test   the tests that need a GPU
 # make gpu-check  every kernel under compute-sanitizer, and its shared-memory bank conflicts by Nsight Compute
 # make gpu-bench  measure this GPU into profiles/measured/<device>/, as the repository ships it
+# make sass       count every kernel's machine code into profiles/sass/, which predictions and plans use; needs no GPU
 # make examples   predict every known device and compare them with what was measured, into reports/examples/
 # make lint       ruff, and mypy --strict over all packages
 # make clean      remove .venv and everything generated
@@ -29,7 +30,7 @@ TEST_CUDA = $(or $(CUDA),cuda13)
 RUN_STAMP = .venv/.installed-run-$(or $(CUDA),cpu)
 TEST_STAMP = .venv/.installed-test-$(TEST_CUDA)
 
-.PHONY: help run test test-fast gpu-test gpu-check gpu-bench examples lint clean
+.PHONY: help run test test-fast gpu-test gpu-check gpu-bench sass examples lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -95,6 +96,11 @@ gpu-bench: $(RUN_STAMP)
 	$(BIN)/apex4-probe run --require-gpu --full --out "profiles/measured/{device}" $(ARGS)
 	$(BIN)/apex4-probe bench --tiles best --check --out "profiles/measured/{device}"
 	$(BIN)/apex4-probe bench --tiles best --check --model llama-3-70b --out "profiles/measured/{device}/llama-3-70b"
+
+# After every change of a kernel, its tiles or the pinned NVRTC; a compile test says so where it was forgotten.
+SASS_ARCHITECTURES := sm_80,sm_86,sm_87,sm_89
+sass: $(TEST_STAMP)
+	$(BIN)/apex4-probe bench --sass --arch $(SASS_ARCHITECTURES) --quiet --out profiles/sass
 
 # A profile whose figures did not change is left as it is, so this changes nothing unless the figures do. LC_ALL: the
 # order of the files, and with it of the rows, must not depend on the language of the machine.

@@ -60,12 +60,24 @@ class Support:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What one SM holds at a time, besides 65536 registers everywhere. ``cta_shared_bytes``: the most of one CTA."""
+
+    warps: int
+    ctas: int
+    shared_bytes: int
+    cta_shared_bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One compute capability. A flag that is a sentence is empty where it does not hold, and else says why it does."""
 
     compute_capability: str
     name: str
     target: str  # for NVRTC, e.g. "sm_90a"
+    limits: Limits
     rates: Mapping[str, Rate] = field(hash=False)
     instructions: Mapping[str, Support] = field(hash=False)
     mma_probes: tuple[str, ...]  # canonical names that this architecture compiles and that are worth probing on it
@@ -119,6 +131,16 @@ def _rate(entry: Mapping[str, Any], sources: Mapping[str, str], unit: Unit | Non
     )
 
 
+def _limits(entry: Mapping[str, Any], sources: Mapping[str, str]) -> Limits:
+    return Limits(
+        warps=entry["warps"],
+        ctas=entry["ctas"],
+        shared_bytes=entry["shared_kib"] * 1024,
+        cta_shared_bytes=entry["cta_shared_kib"] * 1024,
+        source=sources[entry["source"]],
+    )
+
+
 @cache
 def _load() -> Mapping[str, Architecture]:
     text = files("apex4_probe.profiles").joinpath("architectures.yaml").read_text(encoding="utf-8")
@@ -135,6 +157,7 @@ def _load() -> Mapping[str, Architecture]:
             compute_capability=cc,
             name=entry["name"],
             target=entry["target"],
+            limits=_limits(entry["limits"], sources),
             rates=MappingProxyType({key: _rate(rate, sources) for key, rate in entry["rates"].items()}),
             instructions=MappingProxyType(instructions),
             mma_probes=tuple(

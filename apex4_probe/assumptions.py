@@ -82,7 +82,7 @@ def _carried_over(co_issue: Sequence[CoIssue], balance: Sequence[StrategyBalance
 def _counted(balance: Sequence[StrategyBalance]) -> Iterator[str]:
     counted = dict.fromkeys(item.source.partition(";")[0] for item in balance)
     if counted:
-        yield f"Assumed: kernels that execute as much as those studied ({'; '.join(counted)}) and reach these rates."
+        yield f"Assumed: kernels whose pipes take what they execute at these rates ({'; '.join(counted)})."
 
 
 def _by_source(figures: Iterable[Measurement]) -> dict[str, list[Measurement]]:

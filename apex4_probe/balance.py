@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apex4_probe.deployment import CoIssue, Format, Granularity, RhoFigure, StrategyBalance
+from apex4_probe.hot_loops import Counted, counted
 from apex4_probe.overlap import Overlap, overlap_of
 from apex4_probe.rates import Operand, Rates, Throughput, worst
+from apex4_probe.sass_bounds import PipeRates, Work, cycles
 from apex4_probe.shipped import Family
-from apex4_probe.strategies import PIPE, STRATEGIES
+from apex4_probe.strategies import STRATEGIES
 
 DEPTH = 128  # of K; what every cost here is counted for
 GROUP: dict[Granularity, int] = {"g128": 128, "a128i": 128, "g128i": 128, "g64": 64, "g32": 32}  # absent: no groups
@@ -45,33 +47,13 @@ VARIANTS: tuple[Variant, ...] = (
 OPERAND: dict[Format, Operand] = {"w4a4": "s4", "w4a8": "s8"}
 
 
-@dataclass(frozen=True)
-class Tile:
-    """What a CTA tile costs beside MMA and dequantisation, per accumulator and 128 of K.
-
-    ``shared_bytes``: moved through shared memory by instructions and copies. ``widen_weights``: how many weights are
-    widened, each as often as warps do it. ``bookkeeping``: address, load and loop instructions. ``mma``: MMAs.
-    """
-
-    shared_bytes: float
-    widen_weights: float
-    bookkeeping: float
-    mma: float
-
-
-# A study kernel for mma.sync, 128 x 128 a CTA, 64 x 64 a warp, static SASS: IMMA 0.500, everything else 0.25 to 0.33,
-# shared memory 432 to 528 cycles of 128 bytes a tile. 8-bit activations move half as much again: (4 + 8) bits against
-# (4 + 4). Two warps widen each weight. wgmma: 128 weights x 256 tokens, two warpgroups; a tile reads 8 KiB of packed
-# weights, TMA writes 40 KiB; what the Tensor Core reads by itself is part of its measured rate.
-_S4_SHARED = 480 * 128 / (128 * 128)
-TILES: dict[tuple[Family, Operand], Tile] = {
-    ("mma", "s4"): Tile(_S4_SHARED, 0, 0.29, 0.5),
-    ("mma", "s8"): Tile(1.5 * _S4_SHARED, 2 * DEPTH / 128, 0.29, 1.0),
-    ("wgmma", "s8"): Tile(48 * 1024 / (128 * 256), DEPTH / 256, 0.25, 0),
-}
+# Of wgmma the catalogue has no kernel yet. A study kernel's, static SASS: 128 weights x 256 tokens, two warpgroups; a
+# tile reads 8 KiB of packed weights, TMA writes 40 KiB, what the Tensor Core reads by itself is part of its measured
+# rate; everything else 0.25 instructions, and a weight is widened once for 256 tokens.
+WGMMA_SHARED, WGMMA_REST, WGMMA_WIDENED = 48 * 1024 / (128 * 256), 0.25, DEPTH / 256
 # Instructions that widen one INT4 weight to INT8, of 8 packed ones; nvcc 13.0 SASS: x16 form 3, with a group scale 7.
 WIDEN = {"none": 3 / 8, "i2f_ffma": 3 / 8, "magic_fadd_ffma": 3 / 8, "widen": 7 / 8}
-COUNTS = "instructions counted from SASS of study kernels (nvcc 13.0)"
+STUDY = "instructions counted in the machine code of study kernels (nvcc 13.0)"
 
 
 def family_of(mma: str) -> Family:
@@ -95,7 +77,7 @@ def strategy_balance(rates: Rates, variant: Variant, co_issue: Sequence[CoIssue]
         granularity=variant.granularity,
         strategy=variant.strategy,
         mma=tensor.name,
-        pipes=cost.pipes,
+        pipes=dict(cost.pipes),
         overlap=cost.overlap,
         overlap_origin=cost.behind.origin,
         cycles_full_overlap=cost.full,
@@ -104,7 +86,7 @@ def strategy_balance(rates: Rates, variant: Variant, co_issue: Sequence[CoIssue]
         over_channel=cost.expected / channel.expected,
         bound_by=max(cost.pipes, key=lambda pipe: cost.pipes[pipe]),
         origin="predicted",
-        source=f"{COUNTS}; rates {cost.rates_origin}; overlap: {cost.behind.source}",
+        source=f"{cost.executed}; rates {cost.rates_origin}; overlap: {cost.behind.source}",
     )
 
 
@@ -115,9 +97,10 @@ def balance(rates: Rates, co_issue: Sequence[CoIssue]) -> list[StrategyBalance]:
 
 @dataclass(frozen=True)
 class _Cost:
-    pipes: dict[str, float]
+    pipes: Mapping[str, float]
     overlap: float
     behind: Overlap
+    executed: str  # whose instructions were counted
     rates_origin: str
     full: float
     none: float
@@ -125,35 +108,43 @@ class _Cost:
 
 
 def _cost(rates: Rates, variant: Variant, tensor: Throughput, family: Family, co_issue: Sequence[CoIssue]) -> _Cost:
-    operand = OPERAND[variant.format]
-    tile = TILES[family, operand]
     groups = DEPTH / GROUP.get(variant.granularity, DEPTH)
-    instructions = {name: count * groups for name, count in STRATEGIES[variant.strategy].instructions.items()}
-    widen = tile.widen_weights * WIDEN.get(variant.strategy, 0) if operand == "s8" else 0.0
-    lanes = {name: rates.instruction(name) for name in (*instructions, *(["lop3"] if widen else []))}
-
-    pipes = dict.fromkeys(("tensor", "fma", "alu", "conversion", "shared", "issue"), 0.0)
-    pipes["tensor"] = DEPTH / tensor.per_clk
-    for name, count in instructions.items():
-        pipes[PIPE[name]] += count / lanes[name].per_clk
-    dequantise = sum(pipes[pipe] for pipe in ("fma", "alu", "conversion"))
-    unpack = widen / lanes["lop3"].per_clk if widen else 0.0
-    pipes["alu"] += unpack
-    pipes["shared"] = tile.shared_bytes / rates.limit("shared_bytes")
-    pipes["issue"] = (sum(instructions.values()) + widen + tile.bookkeeping + tile.mma) / rates.limit("issue")
-
-    behind = overlap_of(variant.strategy, operand, family, co_issue, rates)
-    serial = dequantise + unpack  # one pipe after the other
+    executed = _executed(rates, variant, family, groups)
+    work = executed.work
+    names = (name for part in (work.dequantisation, work.widening, work.other) for name in part)
+    lanes = {name: rates.instruction(name) for name in names}
+    found = cycles(
+        work,
+        PipeRates(
+            tensor=tensor.per_clk,
+            instruction=lambda name: lanes[name].per_clk,
+            shared_bytes=rates.limit("shared_bytes"),
+            issue=rates.limit("issue"),
+        ),
+    )
+    pipes = found.pipes
+    behind = overlap_of(variant.strategy, OPERAND[variant.format], family, co_issue, rates)
     # The chain's own time, timed by the probe or carried over: its pipes overlap, but not wholly.
-    cuda = (behind.cuda_cycles * groups if instructions else 0.0) + unpack
-    full = max(pipes.values())
-    none = pipes["tensor"] + pipes["shared"] + max(serial, cuda)
+    cuda = (behind.cuda_cycles * groups if work.dequantisation else 0.0) + found.widening
+    full = found.overlap
+    none = found.all_pipes + max(0.0, cuda - found.dequantisation - found.widening)
     overlap = behind.behind(cuda / pipes["tensor"])
     # Operands reach a multiplying warp by double buffering, so shared memory and issue bound the MMA, not add to it.
     base = max(pipes["tensor"], pipes["shared"], pipes["issue"])
     expected = base + cuda - overlap * min(pipes["tensor"], cuda)
     origins = [rate.origin for rate in (tensor, *lanes.values())]
-    return _Cost(pipes, overlap, behind, worst(origins), full, none, min(max(expected, full), none))
+    told = f"{executed.source}; {executed.kernel}"
+    return _Cost(pipes, overlap, behind, told, worst(origins), full, none, min(max(expected, full), none))
+
+
+def _executed(rates: Rates, variant: Variant, family: Family, groups: float) -> Counted:
+    if family == "mma":
+        found = counted(rates.device.compute_capability, variant.format, variant.granularity, variant.strategy, groups)
+        if found is not None:
+            return found
+    instructions = {name: count * groups for name, count in STRATEGIES[variant.strategy].instructions.items()}
+    widening = {"lop3": WGMMA_WIDENED * WIDEN[variant.strategy]}
+    return Counted(Work(instructions, widening, {}, WGMMA_REST, WGMMA_SHARED), STUDY, "wgmma, 128 x 256 a CTA")
 
 
 def rho(rates: Rates, listed: Mapping[str, float | None]) -> dict[Literal["int4", "int8"], RhoFigure]:

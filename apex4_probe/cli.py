@@ -376,6 +376,7 @@ def verify(
 @app.command()
 @one_sentence
 def bench(
+    context: typer.Context,
     model: ModelOption = "llama-3-8b",
     m: Annotated[str, typer.Option("--m", help="Numbers of tokens, joined by commas.")] = "1,8,16,64,256,1024,4096",
     variants: Annotated[
@@ -393,20 +394,42 @@ def bench(
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare every output with the exact reference.")] = False,
     device: Annotated[str, typer.Option(help="Which GPU, as CUDA numbers it.")] = "0",
+    sass: Annotated[
+        bool,
+        typer.Option(
+            "--sass",
+            help="Time nothing: count each kernel's machine code, and what it costs every pipe. Needs no GPU.",
+        ),
+    ] = False,
+    arch: Annotated[
+        str | None,
+        typer.Option(metavar="SM_80,…", help="With --sass: which architectures. Default: sm_80,sm_86,sm_89."),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for bench.json, .csv and .png; {device} and {date} are filled in. Default: a new one.",
+            help="Folder for bench.json, .csv and .png, with --sass sass.json, …; {device} and {date} are filled in. "
+            "Default: a new one.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print what bench.json holds on stdout.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print what the JSON file holds on stdout.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Time every kernel variant against torch's FP16, FP8 and INT8 on the layer shapes of a model. Needs a GPU.
 
-    With --check it exits with 1 where an output is wrong.
+    With --check it exits with 1 where an output is wrong. With --sass nothing is run: it compiles the variants and says
+    what their hot loops execute.
     """
+    if sass:
+        timing = {"--m": "m", "--model": "model", "--method": "method", "--peers": "peers", "--check": "check"}
+        _refuse_given(context, {**timing, "--device": "device"}, "--sass times nothing")
+        if tiles is Tiles.best:
+            raise ApexError("bench --sass --tiles best: which tile is fastest only a GPU tells; give default or all")
+        _bench_sass(arch, variants, tiles, out, json, quiet)
+        return
+    if arch is not None:
+        raise ApexError("bench: --arch belongs to --sass; without it the GPU that is here is timed")
     from apex4_probe import bench_job as job
     from apex4_probe.bench_plan import BenchRequest
     from apex4_probe.bench_records import bench_json
@@ -429,6 +452,21 @@ def bench(
         raise typer.Exit(CHECK_FAILED)
 
 
+def _bench_sass(arch: str | None, variants: str, tiles: Tiles, out: str | None, json: bool, quiet: bool) -> None:
+    from apex4_probe import sass_job as job
+    from apex4_probe.sass_records import sass_json
+
+    request = job.SassRequest(
+        architectures=job.DEFAULT_ARCHITECTURES if arch is None else arch,
+        variants=variants,
+        tiles="all" if tiles is Tiles.all else "default",
+        command=_command_line(),
+    )
+    report = job.sass_job(request, out, display=_display(quiet, json))
+    if json:
+        print(sass_json(report))
+
+
 @app.command()
 @one_sentence
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
@@ -445,6 +483,14 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings
         clinic.print_findings(findings, _console())
     if not clinic.healthy(findings):
         raise typer.Exit(CHECK_FAILED)
+
+
+def _refuse_given(context: typer.Context, options: dict[str, str], why: str) -> None:
+    """Raise ApexError where one of ``options`` (as typed: its parameter) was given."""
+    for option, parameter in options.items():
+        source = context.get_parameter_source(parameter)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ApexError(f"bench: {option} does not go with --sass: {why}")
 
 
 def _profile_path(path: Path) -> Path:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 # I2F has a pipe of its own on 7.5 and 8.0; IMAD runs on the heavier half of the FMA pipe, hence its 64 lanes of 128.
-PIPE = {"i2f": "conversion", "ffma": "fma", "fadd": "fma", "fmul": "fma", "imad": "fma", "lop3": "alu"}
+PIPE = {
+    "i2f": "conversion", "ffma": "fma", "fadd": "fma", "fmul": "fma", "imad": "fma", "hfma2": "fma",
+    "lop3": "alu", "shf": "alu", "prmt": "alu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

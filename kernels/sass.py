@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +26,8 @@ from apex4_probe.errors import ApexError
 from apex4_probe.kernels import disk_cache
 
 INSTRUCTION_BYTES = 16  # Volta and later
-_EIATTR_REGCOUNT, _EIFMT_SVAL = 0x2F, 4  # of .nv.info: an attribute, and the form whose payload follows it
+# Of .nv.info: attributes, and the form whose payload follows it.
+_EIATTR_REGCOUNT, _EIATTR_FRAME_SIZE, _EIFMT_SVAL = 0x2F, 0x11, 4
 
 _SECTION = re.compile(r"^\.text\.(\S+):$")
 _LABEL = re.compile(r"^(\S+):$")
@@ -143,18 +144,40 @@ def disassemble(image: bytes) -> dict[str, Listing]:
 
 
 def registers(image: bytes) -> int:
-    """A thread's in a cubin, the most of its kernels: EIATTR_REGCOUNT in the section .nv.info (ELF64)."""
+    """A thread's in a cubin, the most of its kernels."""
+    return _most(image, _EIATTR_REGCOUNT)
+
+
+def local_bytes(image: bytes) -> int:
+    """A thread's stack frame in local memory, spills included, the most of a cubin's kernels."""
+    return _most(image, _EIATTR_FRAME_SIZE)
+
+
+def static_shared_bytes(image: bytes, kernel: str) -> int:
+    """Shared memory that ``kernel`` declares with a size, beside what its launch asks for."""
+    return sum(size for name, _, size in _sections(image) if name == f".nv.shared.{kernel}")
+
+
+def _most(image: bytes, wanted: int) -> int:
+    """The largest value of an attribute (symbol, value) in the section .nv.info; 0 where there is none."""
+    at, length = next((offset, size) for name, offset, size in _sections(image) if name == ".nv.info")
+    end, found = at + length, [0]
+    while at < end:
+        form, attribute, payload = struct.unpack_from("<BBH", image, at)
+        if attribute == wanted:
+            found.append(struct.unpack_from("<II", image, at + 4)[1])  # (symbol, value)
+        at += 4 + (payload if form == _EIFMT_SVAL else 0)
+    return max(found)
+
+
+def _sections(image: bytes) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of every section of an ELF64 file."""
     table, (size, count, names) = struct.unpack_from("<Q", image, 40)[0], struct.unpack_from("<HHH", image, 58)
     headers = [struct.unpack_from("<IIQQQQ", image, table + i * size) for i in range(count)]
     strings = headers[names][4]
-    at, length = next(header[4:6] for header in headers if image.startswith(b".nv.info\0", strings + header[0]))
-    end, found = at + length, list[int]()
-    while at < end:
-        form, attribute, payload = struct.unpack_from("<BBH", image, at)
-        if attribute == _EIATTR_REGCOUNT:
-            found.append(struct.unpack_from("<II", image, at + 4)[1])  # (symbol, registers)
-        at += 4 + (payload if form == _EIFMT_SVAL else 0)
-    return max(found)
+    for name, _, _, _, offset, length in headers:
+        begin = strings + name
+        yield image[begin : image.index(b"\0", begin)].decode(), offset, length
 
 
 def disassemble_all(images: Sequence[bytes]) -> None:

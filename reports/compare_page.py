@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from apex4_probe.compare_records import Comparison
-from apex4_probe.reports import compare_curves, compare_dots, compare_rho_plot, wording
+from apex4_probe.reports import compare_curves, compare_dots, compare_rho_plot, owners, wording
 from apex4_probe.reports import compare_pair_tables as pair_tables
 from apex4_probe.reports import compare_tables as tables
 from apex4_probe.reports import compare_words as words
@@ -29,7 +29,8 @@ FIGURES: dict[str, Callable[[Comparison], Figure | None]] = {
 
 
 def comparison_files(comparison: Comparison) -> dict[str, bytes]:
-    """``compare.html`` and a PNG and an SVG of every figure that there is data for, by file name, the page last."""
+    """``compare.html``, a PNG and an SVG of every figure that there is data for, and ``owners.md`` where something is
+    predicted, by file name; the page last."""
     drawn = {name: draw(comparison) for name, draw in FIGURES.items()}
     files: dict[str, bytes] = {}
     pictures: dict[str, Picture] = {}
@@ -41,6 +42,8 @@ def comparison_files(comparison: Comparison) -> dict[str, bytes]:
             pictures[name] = Picture(svg, title, alt, caption)
             files[f"{name}.png"] = style.to_png(figure)
             files[f"{name}.svg"] = _svg_file(svg)
+    if (for_owners := owners.owners_page(comparison)) is not None:
+        files[owners.PAGE] = for_owners.encode("utf-8", "replace")
     return {**files, PAGE: _page(comparison, pictures).encode("utf-8", "replace")}
 
 

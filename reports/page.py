@@ -16,6 +16,7 @@ from apex4_probe.reports import (
     page_shell,
     roofline,
     roofline_plot,
+    sass_table,
     tables,
     verdict,
     verdict_plot,
@@ -24,6 +25,8 @@ from apex4_probe.reports import (
 from apex4_probe.reports.co_issue_curves import KNEE_TOLERANCE
 from apex4_probe.reports.page_shell import Picture
 from apex4_probe.reports.tables import Table
+from apex4_probe.sass_bounds import sass_records
+from apex4_probe.sass_records import HotLoop, SassRecord, shipped_loops
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +49,7 @@ def report_files(profile: Profile) -> dict[str, bytes]:
 
 def _figures(profile: Profile) -> dict[str, Figure]:
     from apex4_probe.reports import co_issue_plots, figure_style, plots
+    from apex4_probe.reports.sass_plot import sass_figure
 
     draw: dict[str, Callable[[Profile], Figure | None]] = {
         "verdict": verdict_plot.verdict_figure,
@@ -54,12 +58,19 @@ def _figures(profile: Profile) -> dict[str, Figure]:
         "balance": plots.balance_figure,
         "roofline": roofline_plot.roofline_figure,
         "speedup": plots.speedup_figure,
+        "sass": lambda known: sass_figure(*counted(known)),
     }
     drawn = {name: function(profile) for name, function in draw.items()}
     found = {name: figure for name, figure in drawn.items() if figure is not None}
     for figure in found.values():
         figure_style.lay_out(figure)
     return found
+
+
+def counted(profile: Profile) -> tuple[list[SassRecord], list[HotLoop]]:
+    """What the catalogue's kernels were compiled to for this architecture, as it ships; empty: none were counted."""
+    loops = [loop for loop in shipped_loops() if loop.compute_capability == profile.device.compute_capability]
+    return sass_records(loops), loops
 
 
 def _picture(profile: Profile, name: str, figure: Figure) -> Picture:
@@ -114,6 +125,12 @@ def _words(profile: Profile) -> dict[str, tuple[str, str]]:
             "most that a layer can reach; crosses are where it was timed, three-pointed stars where the plan's "
             "predicted time puts it, quantising its activations included.",
         ),
+        "sass": (
+            f"Stacked bars: SM cycles of every pipe for each kernel's hot loop, compiled for {device}; three bounds.",
+            "Counted in the kernels' machine code at the architecture's documented rates, per 1000 accumulators and "
+            "128 of K; nothing was run. The line reaches from full overlap of the pipes to none, the diamond is the "
+            "Tensor Core and dequantisation in sequence; beside it the three as speed-ups over FP16 at its peak.",
+        ),
         "speedup": (
             f"Points: speed-up over FP16 of each layer role at each M on {device}, {spans}.",
             "Speed-up over FP16 of the chosen format, activation quantisation counted in. "
@@ -124,6 +141,7 @@ def _words(profile: Profile) -> dict[str, tuple[str, str]]:
 
 def _render(profile: Profile, pictures: dict[str, Picture], details: list[Picture]) -> str:
     health = compare_with_shipped(profile)
+    records, loops = counted(profile)
     shown: dict[str, Table] = {
         "verdict": verdict_plot.verdict_table(profile),
         "health": health_words.health_table(health or NO_HEALTH),
@@ -133,6 +151,9 @@ def _render(profile: Profile, pictures: dict[str, Picture], details: list[Pictur
         "rho": tables.rho_table(profile),
         "co_issue": co_issue_tables.co_issue_table(profile),
         "balance": tables.balance_table(profile),
+        "sass_executed": sass_table.executed_table(records, loops),
+        "sass_pipes": sass_table.pipes_table(records, loops),
+        "sass_bounds": sass_table.bounds_table(records, loops),
         "layers": layer_tables.layer_table(profile),
         "layer_times": layer_tables.layer_times_table(profile),
         "packings": kernel_tables.packing_table(profile),

@@ -44,8 +44,8 @@ def markdown(profile: Profile) -> str:
         more.insert(1, co_issue_tables.co_issue_summary(profile)[0])
     for table in more:
         if table.rows:
-            parts += ["", f"**{_escaped(table.title)}**", "", markdown_table(table)]
-    parts += ["", _escaped(verdict.headline(profile))]
+            parts += ["", f"**{escaped(table.title)}**", "", markdown_table(table)]
+    parts += ["", escaped(verdict.headline(profile))]
     return "\n".join(parts) + "\n"
 
 
@@ -67,7 +67,7 @@ def about_lines(profile: Profile) -> list[str]:
         *(("warning", wording.prose(warning)) for warning in provenance.warnings),
         ("reading", SPREAD_NOTE),
     ]
-    return [f"- {label}: {_escaped(text)}" for label, text in facts]
+    return [f"- {label}: {escaped(text)}" for label, text in facts]
 
 
 def measurement_table(profile: Profile) -> Table:
@@ -119,10 +119,10 @@ def markdown_table(table: Table) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(_escaped(cell) for cell in cells)} |"
+    return f"| {' | '.join(escaped(cell) for cell in cells)} |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text for a Markdown document: its markup as character references, which every renderer shows as characters."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 

@@ -14,6 +14,7 @@ from apex4_probe.compare_job import Wishes, compare_job
 from apex4_probe.comparison import compare_profiles, labelled
 from apex4_probe.deployment import Profile
 from apex4_probe.models import load_model
+from apex4_probe.predict_job import predict
 from apex4_probe.reports.compare_page import comparison_files
 from apex4_probe.reports.page import report_files
 from apex4_probe.shipped import shipped_profiles
@@ -55,6 +56,7 @@ PAGES: dict[str, Callable[[], bytes]] = {
     "report, measured": lambda: report(shipped_h100()),
     "report, falling short": lambda: report(slow_h100()),
     "report, predicted": lambda: report(predicted_profile()),
+    "report, kernels counted": lambda: report(predict("A100")),
     "report, hostile": lambda: report(hostile_profile()),
     "report, empty": lambda: report(empty_profile()),
     "compare, every device": every_device,

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from apex4_probe.kernels import sass, w4a4_mma
+from apex4_probe.kernels import sass, sass_counts, w4a4_mma
 from apex4_probe.kernels.compile import CompileError, Kernel, compile_kernel, cuda_header
 from apex4_probe.kernels.formats import GROUP, block_bytes, token_block_bytes
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant, tile
@@ -120,8 +120,9 @@ def test_hot_loop(name: str, tile: Tile, target: str, bf16: bool):
     assert sass.matching(counts, "LDGSTS") == k_blocks * (128 // lanes + -(-scale_bytes // (16 * lanes)))
     assert sass.matching(counts, "BAR") == 1
 
-    rest = sum(counts.values()) - multiplications - len(wanted) * each * groups
-    assert rest <= rest_allowed(variant, tile) * each
+    counted = sass_counts.count(code, "w4a4", strategy)
+    assert (counted.mma_rate, counted.mma, counted.scaling) == ("mma.s4", 32 / mma_k, len(wanted) * groups)
+    assert counted.rest <= rest_allowed(variant, tile)
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ def in_mma(found: StrategyBalance) -> dict[str, float]:
 
 
 # Clocks a group over the MMA's: I2F + FMUL + FFMA is 1/16 + 2/64 beside 1/32 on A100, 1/64 + 2/128 beside 1/16 on 8.6.
+# Groups of 64 and 32 keep their row scales in fp16: per thread 8 rows a group are converted (HADD2) and multiplied.
 @pytest.mark.parametrize(
     ("cc", "granularity", "strategy", "conversion", "fma"),
     [
@@ -43,36 +44,54 @@ def in_mma(found: StrategyBalance) -> dict[str, float]:
         ("8.0", "g128", "magic_ffma2", 0.0, 1.0),
         ("8.0", "a128i", "imad", 0.0, 0.5),
         ("8.0", "channel", "none", 0.0, 0.0),
-        ("8.0", "g32", "i2f_fmul_ffma", 8.0, 4.0),
+        ("8.0", "g32", "i2f_fmul_ffma", 8.0, 4.0 + 32 * (0.25 / 64 + 0.25 / 128)),
         ("8.6", "g128", "i2f_fmul_ffma", 0.25, 0.25),
         ("8.6", "g128", "magic_ffma2", 0.0, 0.25),
         ("8.6", "a128i", "imad", 0.0, 0.25),
-        ("8.6", "g64", "magic_ffma2", 0.0, 0.5),
+        ("8.6", "g64", "magic_ffma2", 0.0, 0.5 + 16 * (0.125 / 128 + 0.125 / 64)),
     ],
 )
 def test_pipes_of_w4a4_from_first_principles(
     cc: str, granularity: str, strategy: str, conversion: float, fma: float
 ) -> None:
     pipes = in_mma(cost(bare(cc), "w4a4", granularity, strategy))
-    assert (pipes["conversion"], pipes["fma"], pipes["alu"]) == pytest.approx((conversion, fma, 0.0))
+    assert (pipes["conversion"], pipes["fma"]) == pytest.approx((conversion, fma), abs=1e-9)
+    assert 0 < pipes["alu"] < 0.035  # addresses and the loop
 
 
-def test_shared_memory_is_a_third_full_pipe_on_a100_and_half_idle_on_8_6() -> None:
-    assert in_mma(cost(bare("8.0"), "w4a4", "g128", "magic_ffma2"))["shared"] == pytest.approx(480 / 512)
-    assert in_mma(cost(bare("8.6"), "w4a4", "g128", "magic_ffma2"))["shared"] == pytest.approx(480 / 1024)
+# 128 bytes a cycle, 16384 accumulators: a warp of 64 x 64 reads 16 times 512 bytes, with 8 more of scales for g128;
+# copies write 128 + 16 times 512 bytes a CTA.
+@pytest.mark.parametrize(
+    ("granularity", "strategy", "cycles"),
+    [
+        ("channel", "none", 4 * 16 * 4 + 32 * 4),
+        ("a128i", "imad", 4 * 20 * 4 + 36 * 4),
+        ("g128", "magic_ffma2", 4 * 24 * 4 + 36 * 4),
+    ],
+)
+def test_shared_memory_is_a_third_full_pipe_on_a100_and_half_idle_on_8_6(
+    granularity: str, strategy: str, cycles: int
+) -> None:
+    assert in_mma(cost(bare("8.0"), "w4a4", granularity, strategy))["shared"] == pytest.approx(cycles / 512)
+    assert in_mma(cost(bare("8.6"), "w4a4", granularity, strategy))["shared"] == pytest.approx(cycles / 1024)
 
 
-# FP16 takes 4 times the INT4 MMA on A100. Bounds, shared memory in sequence too: 2 FFMA 4.0 / 1.3 to 1.4x, IMAD 4.0 /
-# 1.6 to 1.7x, I2F + FMUL + FFMA 2.0 / 0.8x; dependent instructions on one pipe cost a few per cent more than the pipe.
+# FP16 takes 4 times the INT4 MMA on A100. Bounds, shared memory in sequence too: 2 FFMA 3.9 / 1.3x (shared memory is
+# the longest pipe), IMAD 4.0 / 1.6x, I2F + FMUL + FFMA 2.0 / 0.8x; dependent instructions on one pipe cost a few per
+# cent more than the pipe.
 @pytest.mark.parametrize(
     ("granularity", "strategy", "best", "worst"),
-    [("g128", "magic_ffma2", 4.0, 1.35), ("a128i", "imad", 4.0, 1.63), ("g128", "i2f_fmul_ffma", 2.0, 0.81)],
+    [
+        ("g128", "magic_ffma2", 4.0 * 512 / 528, 1.31),
+        ("a128i", "imad", 4.0, 1.65),
+        ("g128", "i2f_fmul_ffma", 2.0, 0.80),
+    ],
 )
 def test_bounds_on_a100_against_fp16(granularity: str, strategy: str, best: float, worst: float) -> None:
     found = cost(bare("8.0"), "w4a4", granularity, strategy)
     fp16 = 128 / 1024
-    assert fp16 / found.cycles_full_overlap == pytest.approx(best, rel=0.01)
-    assert fp16 / found.cycles_no_overlap == pytest.approx(worst, rel=0.05)
+    assert fp16 / found.cycles_full_overlap == pytest.approx(best)
+    assert fp16 / found.cycles_no_overlap == pytest.approx(worst, rel=0.04)
 
 
 def test_the_conversion_pipe_binds_on_a100_alone() -> None:
@@ -95,9 +114,33 @@ def test_the_plain_chain_on_a100_takes_its_conversions_and_all_of_the_rest() -> 
     assert "carried over from NVIDIA H100 80GB HBM3: mma.s8 m16n8k32, mix.i2f_fmul_ffma, k = 1" in plain.source
 
 
-def test_two_level_scales_are_free_on_hopper_and_not_on_ampere() -> None:
-    assert cost(bare("9.0"), "w4a8", "g128i", "widen").over_channel == pytest.approx(1.0)
-    assert cost(bare("8.0"), "w4a8", "g128i", "widen").over_channel > 1.05
+@pytest.mark.parametrize(("cc", "over"), [("9.0", 1.0), ("8.0", 1.017), ("8.6", 1.021), ("8.9", 1.021)])
+def test_two_level_scales_cost_next_to_nothing(cc: str, over: float) -> None:
+    """The catalogue's kernels widen 0.69 instructions an accumulator where per channel widens 0.25 or 0.5."""
+    assert cost(bare(cc), "w4a8", "g128i", "widen").over_channel == pytest.approx(over, abs=0.001)
+
+
+def test_what_no_kernel_executes_is_said() -> None:
+    exact = cost(bare("8.0"), "w4a4", "g128", "magic_ffma2")
+    counted = "instructions counted in the machine code of "
+    assert exact.source.startswith(f"{counted}the catalogue's kernels for sm_80 (NVRTC ")
+    assert "; w4a4.mma.g128, 64x64 a warp; rates datasheet; overlap: " in exact.source
+    like = cost(bare("8.0"), "w4a8", "g128", "i2f_ffma")
+    assert "but the strategy's own for dequantisation; as w4a8.mma.g128, 32x64 a warp; " in like.source
+    assert like.pipes["conversion"] == pytest.approx(1 / 16)
+    assert cost(bare("9.0"), "w4a8", "g128", "i2f_ffma").source.startswith(f"{counted}study kernels")
+
+
+@pytest.mark.parametrize(("cc", "arch"), [("7.5", "sm_80"), ("8.6", "sm_86"), ("8.7", "sm_87"), ("12.0", "sm_89")])
+def test_an_architecture_without_kernels_takes_the_nearest_ones_counts(cc: str, arch: str) -> None:
+    source = cost(bare(cc), "w4a8", "channel", "none").source
+    assert f"for {arch} (NVRTC" in source
+
+
+def test_the_larger_instruction_stands_for_the_straightforward_strategy() -> None:
+    """m16n8k32 executes the same and passes more issue slots; the pipes are equal, so either may be named."""
+    found = cost(bare("8.0"), "w4a4", "g128", "i2f_fmul_ffma")
+    assert found.pipes["issue"] * 128 == pytest.approx(0.5 + 3.0 + 0.34375)
 
 
 def test_the_model_meets_the_float_scale_kernel_on_hopper() -> None:
@@ -138,8 +181,8 @@ def test_int4_borrows_the_int8_curve_of_its_own_chip() -> None:
         cycles_over_mma_alone=1.2, cuda_over_mma_alone=0.5, overlap=0.6, origin="measured",
     )  # fmt: skip
     found = cost(bare("8.0"), "w4a4", "g128", "magic_ffma2", [point])
-    # 0.5 of an INT8 MMA is 1.0 of an INT4 MMA.
-    assert found.cycles_expected == pytest.approx((1 + 1.0 - 0.6 * 1.0) / 32)
+    # 0.5 of an INT8 MMA is 1.0 of an INT4 MMA; shared memory is busy for 528 of its 512 cycles.
+    assert found.cycles_expected == pytest.approx((528 / 512 + 1.0 - 0.6 * 1.0) / 32)
     assert found.overlap_origin == "measured"
 
 

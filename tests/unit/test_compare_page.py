@@ -185,7 +185,7 @@ def test_measured_and_predicted_are_told_apart_everywhere() -> None:
 
 
 def test_figures_are_png_and_svg_files_and_stand_in_the_page_with_alt_text() -> None:
-    assert set(files()) == {"compare.html", *(f"{n}.{e}" for n in FIGURES for e in ("png", "svg"))}
+    assert set(files()) == {"compare.html", "owners.md", *(f"{n}.{e}" for n in FIGURES for e in ("png", "svg"))}
     assert list(files())[-1] == "compare.html"
     for name in FIGURES:
         with Image.open(io.BytesIO(files()[f"{name}.png"])) as picture:

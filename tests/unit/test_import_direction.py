@@ -22,7 +22,7 @@ PACKAGES = {
 # What a module or package of ours may import of ours, beside itself. A package's name stands for all its modules.
 DATA = {"errors", "files", "strict_yaml", "profiles"}
 FACTS = DATA | {"architecture"}
-RECORDS = FACTS | {"deployment", "profile_file", "compare_records", "bench_records"}
+RECORDS = FACTS | {"deployment", "profile_file", "compare_records", "bench_records", "sass_records"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -34,11 +34,12 @@ ALLOWED: dict[str, set[str]] = {
     "profile_file": RECORDS,
     "compare_records": RECORDS,
     "bench_records": RECORDS,
+    "sass_records": RECORDS,
     "kernels": FACTS,
     "microbench": FACTS | {"kernels", "deployment", "nvml"},  # its figures are records; its clocks are NVML's
     # A report sets a profile beside the shipped one, draws the roofline from the rates that a plan is made from, and
     # tells which timing is the fastest and which layers run as one GEMM as the planner does.
-    "reports": RECORDS | {"health", "rates", "gemm_time", "selection", "candidates"},
+    "reports": RECORDS | {"health", "rates", "gemm_time", "sass_bounds", "selection", "candidates"},
     "cuda_extra": set(),
     "nvml": {"errors"},
     "checkout": set(),
@@ -52,14 +53,15 @@ ALLOWED: dict[str, set[str]] = {
 DECISIONS = {
     "models", "workload", "datasheets", "rates", "overlap", "quality", "balance", "gemm_time", "candidates",
     "explanation", "planner", "prediction", "verification", "shipped", "strategies", "chain", "co_issue_notes",
-    "own_datasheet", "assumptions", "health",
+    "own_datasheet", "assumptions", "health", "sass_bounds", "hot_loops",
     "selection", "field", "rules",
     "comparison", "compare_rates", "compare_regions", "compare_changes",
 }  # fmt: skip
 # Effects at the edge, from the machine to the verbs.
 EDGE = (
     "discovery", "doctor", "tile_time", "tuning_plan", "tuning", "gemm_bench", "flow", "emit", "predict_job", "run_job",
-    "descriptions", "show_job", "verify_job", "compare_job", "peers", "bench_plan", "bench_job", "cli",
+    "descriptions", "show_job", "verify_job", "compare_job", "peers", "bench_plan", "bench_job",
+    "sass_job", "cli",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from sample_profile import predicted_profile, sample_co_issue, sample_profile
 
 from apex4_probe.deployment import Profile
+from apex4_probe.predict_job import predict
 from apex4_probe.reports import verdict, wording
 from apex4_probe.reports.page import report_files
 from apex4_probe.shipped import shipped_profiles
@@ -319,3 +320,16 @@ def test_thousands_of_co_issue_points_stay_small() -> None:
 
 def test_pages_do_not_differ_between_runs() -> None:
     assert report_files(sample_profile()) == report_files(sample_profile())
+
+
+def test_the_page_draws_what_the_kernels_execute_where_they_were_counted() -> None:
+    files = report_files(predict("A100"))
+    html = files["report.html"].decode()
+    assert "sass.png" in files and "<h2>What the kernels execute</h2>" in html
+    reader = Reader()
+    reader.feed(re.sub(r"<script>.*?</script>", "", html, flags=re.S))
+    row = next(row for row in reader.rows if row[:2] == ["w4a4.mma.a128i", "64×64"] and len(row) == 10)
+    assert row[2:4] == ["0.50", "1.00"]
+    bounds = next(row for row in reader.rows if row[:2] == ["w4a4.mma.a128i", "64×64"] and row[3] == "4.00")
+    assert bounds[2:] == ["1.00", "4.00", "1.50", "2.67", "1.37", "1.65"]
+    assert "What the kernels execute" not in report_files(predict("H100"))["report.html"].decode()
