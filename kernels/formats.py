@@ -30,7 +30,13 @@ INT8 activations [M, K] (``quantise.cu`` writes, every w4a8 kernel reads) lie in
                half, g, c, word 2 * s + h, byte p hold token 8 * mt + g and the same k as above
 
 so that any number of tokens of one block of K is one contiguous piece. K beyond the activations' own holds zeros;
-tokens beyond M hold anything.
+tokens beyond M hold anything. Those that read operand B by wgmma (sm_90a) want the same pieces in another order:
+
+    [ceil(K / 128)][ceil(M / 8)][g 8][chunk 8][c 4][p 4] bytes
+               token 8 * mt + g, chunk (2 * i + h) ^ g, c, p hold k = 128 * kb + 32 * i + 8 * c + 4 * h + BYTE_ORDER[p]
+
+a K-major tile of 128 bytes a token under the Tensor Core's 128-byte swizzle (PTX ISA, matrix descriptors): step i of 32
+multiplies what word 2 * i + h of thread (g, c) holds, so that weights in registers need no exchange for it either.
 """
 
 from __future__ import annotations

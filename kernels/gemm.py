@@ -31,7 +31,14 @@ from apex4_probe.kernels.variant import Shape, Tile, Variant
 
 ENTRY = "gemm"
 SIGNATURE = "PPPPPPPPiii"  # weights, row_scale, x, x_scale, x_sum, bias, out, workspace, m, n, k
-QUANTISED: dict[Format, quantise.Kind] = {"w4a8": "int8"}  # what a format's kernels read; not listed: x as it is
+QUANTISED: dict[Format, quantise.Kind] = {"w4a8": "int8"}  # what most of a format's kernels read; else: x as it is
+
+
+
+def activation_kind(variant: Variant) -> quantise.Kind | None:
+    """How a variant's activations are quantised, and in what order they lie; None: they are not."""
+    return variant.activations or QUANTISED.get(variant.format)
+
 
 _checked: WeakSet[PackedWeight] = WeakSet()  # those that check_packed has passed; they are frozen
 
@@ -67,7 +74,7 @@ def gemm(
     """
     if isinstance(x, QuantisedActivations):
         dtype = dtype or (torch.float16 if out is None else out.dtype)
-        m, device = _check_quantised(x, packed, dtype, bias)
+        m, device = _check_quantised(x, packed, variant, dtype, bias)
     else:
         if dtype not in (None, x.dtype):
             raise ValueError(f"dtype is {dtype} and y has that of x, {x.dtype}")
@@ -101,9 +108,12 @@ def precompile(
     ``dtype``: of x and y. ``quantisers``: pairs of K and Hadamard size of the weights whose activations are quantised.
     Raises CompileError naming the variant.
     """
-    target, bf16 = launch.chip(device).target, dtype == torch.bfloat16
+    target, bf16, picks = launch.chip(device).target, dtype == torch.bfloat16, tuple(picks)
     gemms = dict.fromkeys(catalogue.kernel(variant, tile, target, bf16) for variant, tile in picks)
-    others = dict.fromkeys(quantise.kernel_for("int8", bf16, hadamard, k, target) for k, hadamard in quantisers)
+    kinds = {kind for variant, _ in picks if (kind := activation_kind(variant))} or {"int8"}
+    others = dict.fromkeys(
+        quantise.kernel_for(kind, bf16, hadamard, k, target) for k, hadamard in quantisers for kind in sorted(kinds)
+    )
     compile_all([*gemms, *others])
     for kernel in gemms:
         _load(kernel, device)
@@ -126,13 +136,13 @@ def check_call(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None)
 
 
 def _check_quantised(
-    x: QuantisedActivations, packed: PackedWeight, dtype: torch.dtype, bias: torch.Tensor | None
+    x: QuantisedActivations, packed: PackedWeight, variant: Variant, dtype: torch.dtype, bias: torch.Tensor | None
 ) -> tuple[int, int]:
     if dtype not in ACTIVATION_DTYPES:
         raise ValueError(f"dtype must be fp16 or bf16, not {dtype}")
     _check_weight(packed)
-    if x.kind != QUANTISED.get(packed.format):
-        raise ValueError(f"x is quantised to {x.kind}, which {packed.format} weights cannot be multiplied with")
+    if x.kind != activation_kind(variant):
+        raise ValueError(f"x is quantised to {x.kind}, which {variant.name} does not multiply")
     if x.k != packed.k:
         raise ValueError(f"x has K = {x.k}, and packed has K = {packed.k}")
     device = launch.cuda_device("x", x.data)
@@ -195,7 +205,7 @@ def enqueue(
             enqueue(x, packed, variant, tile, bias, out, device, pdl)
         return
     m, n = out.shape[0], packed.n
-    kind = QUANTISED.get(packed.format)
+    kind = activation_kind(variant)
     if kind is not None and isinstance(x, torch.Tensor):
         x = quantise.quantise(x, kind=kind, clip=packed.act_clip, hadamard=packed.hadamard, pdl=pdl)
         # Safe whatever the caller said: all that the kernel may read early is the weight, and the quantiser begins only

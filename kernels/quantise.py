@@ -20,12 +20,13 @@ from apex4_probe.kernels.packing import LARGEST_K, SMALLEST_K_STEP
 from apex4_probe.kernels.quantised_weight import LARGEST_TENSOR
 from apex4_probe.kernels.variant import Geometry
 
-Kind = Literal["int8", "int4", "int4_g128", "int4_g64", "int4_g32", "int4_a128i"]
+Kind = Literal["int8", "int8_wgmma", "int4", "int4_g128", "int4_g64", "int4_g32", "int4_a128i"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # K of what shares a scale; None: the token. a128i has a scale per token besides.
 KIND_GROUP: dict[Kind, int | None] = {
     "int8": None,
+    "int8_wgmma": None,
     "int4": None,
     "int4_g128": 128,
     "int4_g64": 64,
@@ -33,6 +34,7 @@ KIND_GROUP: dict[Kind, int | None] = {
     "int4_a128i": 128,
 }
 INTEGER_GROUPS: Kind = "int4_a128i"
+INT8_KINDS: tuple[Kind, ...] = ("int8", "int8_wgmma")  # the same numbers in two orders
 
 ENTRY = "quantise"
 SIGNATURE = "PPPPPiif"  # x, data, scale, row_sum, group_scale, m, k, clip
@@ -108,7 +110,8 @@ def kernel_for(kind: Kind, bf16: bool, hadamard: int | None, k: int, target: str
     """The translation unit that quantises rows of ``k``; many K share one. ``target``: an NVRTC architecture."""
     split = row_split(k, hadamard)
     macros = {
-        "BITS": 8 if kind == "int8" else 4,
+        "BITS": 8 if kind in INT8_KINDS else 4,
+        "WGMMA": int(kind == "int8_wgmma"),
         "GROUP": KIND_GROUP[kind] or 0,
         "INTEGER_GROUPS": int(kind == INTEGER_GROUPS),
         "IN_BF16": int(bf16),
@@ -197,7 +200,7 @@ def _launch(kind: Kind, bf16: bool, hadamard: int | None, m: int, k: int, pdl: b
 
 
 def _empty(kind: Kind, m: int, k: int, device: torch.device) -> QuantisedActivations:
-    if kind == "int8":
+    if kind in INT8_KINDS:
         tiles = -(-k // BLOCK_K) * -(-m // TOKEN_TILE)
         data = torch.empty(tiles * BLOCK_K * TOKEN_TILE, dtype=torch.uint8, device=device)
     else:
@@ -210,7 +213,7 @@ def _empty(kind: Kind, m: int, k: int, device: torch.device) -> QuantisedActivat
         k,
         data,
         scale=torch.empty((m, k // group) if group and not integer else (m,), dtype=torch.float32, device=device),
-        row_sum=torch.empty(m, dtype=torch.int32, device=device) if kind == "int8" else None,
+        row_sum=torch.empty(m, dtype=torch.int32, device=device) if kind in INT8_KINDS else None,
         group_scale=torch.empty((m, k // BLOCK_K), dtype=torch.uint8, device=device) if integer else None,
     )
 

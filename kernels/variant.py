@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from apex4_probe.kernels.formats import Format, Granularity
 
@@ -77,11 +78,13 @@ class Geometry:
 class Variant:
     """A catalogue record.
 
-    ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder.
+    ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder;
+    ``generated``: (include name, text) of what is written for a tile.
     ``tiles``: the legal space; ``default``: picks from it without having measured, for a shape that one of its tiles
     runs. ``refuses``: why a tile cannot run a shape on a chip, "" where it can. ``macros``: beside the tile's.
     ``strategy``: a name of apex4_probe/strategies.py. ``then_fp16``: the kernel writes the weight [N, K] in the
-    activations' type to its workspace and nothing to out; torch's dense GEMM follows.
+    activations' type to its workspace and nothing to out; torch's dense GEMM follows. ``activations``: the order of its
+    INT8 activations where it is not that of ``mma.sync`` (``formats.py``).
     """
 
     name: str
@@ -97,3 +100,5 @@ class Variant:
     refuses: Callable[[Tile, Shape, Chip], str]
     geometry: Callable[[Tile, Shape, Chip], Geometry]
     then_fp16: bool = False
+    activations: Literal["", "int8_wgmma"] = ""
+    generated: Callable[[Tile], tuple[tuple[str, str], ...]] = lambda tile: ()

@@ -22,7 +22,7 @@
 //   bound      memory: M * K * (2 + 1 or 1/2) bytes. 5 shuffles an element (32 lanes a clock and SM) are the Hadamard's
 //              second bound, at two thirds of an H100's memory time
 //
-// Macros: BITS 8 | 4; GROUP 0 | 32 | 64 | 128; INTEGER_GROUPS 0 | 1; IN_BF16 0 | 1; HADAMARD 0 | size; VECTORS, WARPS,
+// Macros: BITS 8 | 4; WGMMA 0 | 1, the order of INT8; GROUP 0 | 32 | 64 | 128; INTEGER_GROUPS 0 | 1; IN_BF16 0 | 1; HADAMARD 0 | size; VECTORS, WARPS,
 // ROWS, SEGMENTS, CTAS: kernels/quantise.py.
 using u8 = unsigned char;
 using u32 = unsigned int;
@@ -231,7 +231,19 @@ static __device__ __forceinline__ u32 low_bytes(u32 a, u32 b, u32 c, u32 d) {
 // chunk is two blocks of k, so the next one is 2 * tiles tiles of 1024 bytes on.
 static __device__ __forceinline__ u64 operand_offset(int token, int tiles, int lane) {
   const int tile = (lane >> 4) * tiles + (token >> 3);
+#if WGMMA
+  const int chunk = (lane >> 2 & 3) * 2 + (lane & 1);  // after swap_words
+  return (u64)tile * 1024 + (token & 7) * 128 + ((chunk ^ token) & 7) * 16 + (lane >> 1 & 1) * 8;
+#endif
   return (u64)tile * 1024 + (lane >> 3 & 1) * 512 + (token & 7) * 64 + (lane & 3) * 16 + (lane >> 2 & 1) * 8;
+}
+
+// The order for wgmma puts words 0 of neighbouring lanes side by side, and words 1 sixteen bytes away: even lanes end
+// with both words 0 of a pair of lanes, odd ones with both words 1, so that a store is 8 bytes a lane here too.
+static __device__ __forceinline__ uint2 swap_words(uint2 words, int lane) {
+  const bool odd = lane & 1;
+  const u32 got = __shfl_xor_sync(ALL, odd ? words.x : words.y, 1);
+  return odd ? make_uint2(got, words.y) : make_uint2(words.x, got);
 }
 
 // ---- the kernel --------------------------------------------------------------------------------------------------
@@ -333,9 +345,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
       for (int i = 0; i < 8; i++) code[i] = code_of(values[i], inverse);
       if (BITS == 8) {
         // Bytes 1 and 2 change places: BYTE_ORDER of kernels/formats.py.
-        const uint2 words = make_uint2(low_bytes(code[0], code[2], code[1], code[3]) & keep,
-                                       low_bytes(code[4], code[6], code[5], code[7]) & keep);
+        uint2 words = make_uint2(low_bytes(code[0], code[2], code[1], code[3]) & keep,
+                                 low_bytes(code[4], code[6], code[5], code[7]) & keep);
         sum = __dp4a((int)words.x, 0x01010101, __dp4a((int)words.y, 0x01010101, sum));
+        if (WGMMA) words = swap_words(words, lane);
         const bool within = vector < (vectors + 15) / 16 * 16;  // zeros to the end of the last 128
         if (within) *reinterpret_cast<uint2*>(codes + (u64)chunk * (2048u * tiles)) = words;
       } else {
