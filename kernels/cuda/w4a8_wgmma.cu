@@ -57,6 +57,7 @@ constexpr int W_AT = STAGES * X_STAGE, OUT_AT = W_AT + STAGES * W_STAGE;
 constexpr int SCALES_AT = OUT_AT + WARPGROUPS * 2 * OUT_BUFFER, SENT_AT = SCALES_AT + WARPGROUPS * TOKEN_SCALES;
 constexpr int BARRIERS_AT = SENT_AT + WARPGROUPS * (SPLIT_K - 1) * SENT;
 constexpr int SHARED = BARRIERS_AT + 8 * (2 * STAGES + 2 * WARPGROUPS);  // what geometry() asks for
+static_assert(SHARED <= 227 * 1024, "");  // of a CTA, compute capability 9.0
 
 // An SM's 65536 registers: evenly at entry; then the producers keep few, and the consumers share the rest.
 constexpr int ENTRY_REGISTERS = 65536 / THREADS / 8 * 8;
@@ -315,37 +316,44 @@ struct Scales {
 static __device__ __forceinline__ void store(const Consumer& at, const u32 (&sums)[ROW_TILES][WGMMA::ACCUMULATORS],
                                              const Scales& scales, int row, int token, int m, int n, Out* out) {
   u8* const buffers = at.shared + OUT_AT + at.warpgroup * (2 * OUT_BUFFER);
-  float* const token_scale = (float*)(at.shared + SCALES_AT + at.warpgroup * TOKEN_SCALES);
-  int* const token_sum = (int*)(token_scale + SLICE);
+  // Of two tokens: both scales, then both sums, negative.
+  float* const tokens = (float*)(at.shared + SCALES_AT + at.warpgroup * TOKEN_SCALES);
 #pragma unroll
   for (int i = 0; i < Scales::MINE; i++) {
-    const int mine = at.thread + 128 * i;
-    if (SLICE % 128 == 0 || mine < SLICE) token_scale[mine] = scales.token_scale[i], token_sum[mine] = scales.token_sum[i];
+    const int mine = at.thread + 128 * i, place = mine / 2 * 4 + mine % 2;
+    if (SLICE % 128 && mine >= SLICE) continue;
+    tokens[place] = scales.token_scale[i];
+    tokens[place + 2] = __int_as_float(-scales.token_sum[i]);
   }
   at.sync();  // and the last tile's outputs have been read
   const int turned = (at.lane / 16 * 8 + at.lane % 8) * OUT_STRIDE + at.warp * 32 + at.lane / 8 % 2 * 16;
   const int piece = at.thread % 8 * 16, first = at.thread / 8;  // 16 bytes of a token: what a thread writes
+  const float4* const my_tokens = (const float4*)tokens + at.lane % 4;  // four lanes on: the next eight
 #pragma unroll
   for (int t = 0; t < ROW_TILES; t++) {
-    Out* const to = out + (u64)(token + first) * n + row + 64 * t + piece / 2;
-    const bool exists = row + 64 * t + piece / 2 < n;
+    float4 ahead[2] = {my_tokens[0], my_tokens[4]};
+    Out* to = out + (u64)(token + first) * n + row + 64 * t + piece / 2;
+    const int exist = row + 64 * t + piece / 2 < n ? m - token - first : 0;
 #pragma unroll
     for (int chunk = 0; chunk < SLICE; chunk += CHUNK) {
       u8* const buffer = buffers + (t * (SLICE / CHUNK) + chunk / CHUNK) % 2 * OUT_BUFFER;
 #pragma unroll
       for (int tile = 0; tile < CHUNK / 8; tile += 2) {
+        const float4 now[2] = {ahead[0], ahead[1]};
+        const int next = chunk / 8 + tile + 2;
+        if (next < SLICE / 8) ahead[0] = my_tokens[4 * next], ahead[1] = my_tokens[4 * next + 4];
         u32 pairs[2][2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           const int of_slice = chunk + 8 * (tile + j);
-          const float2 scale = *(const float2*)(token_scale + of_slice + at.lane % 4 * 2);
-          const int2 sum = *(const int2*)(token_sum + of_slice + at.lane % 4 * 2);
+          const float4& of_tokens = now[j];
+          const u32 less[2] = {(u32)__float_as_int(of_tokens.z), (u32)__float_as_int(of_tokens.w)};
 #pragma unroll
           for (int r = 0; r < 2; r++) {
             const Widened w = widened(r);
             const u32* s = sums[t] + of_slice / 2 + 2 * r;
-            pairs[j][r] = scaled_pair((float)(int)(s[0] - ((u32)sum.x << w.offset_shift)),
-                                      (float)(int)(s[1] - ((u32)sum.y << w.offset_shift)), scale,
+            pairs[j][r] = scaled_pair((float)(int)(s[0] + (less[0] << w.offset_shift)),
+                                      (float)(int)(s[1] + (less[1] << w.offset_shift)), {of_tokens.x, of_tokens.y},
                                       scales.row_scale[t][r] * w.factor, scales.bias[t][r]);
           }
         }
@@ -353,10 +361,12 @@ static __device__ __forceinline__ void store(const Consumer& at, const u32 (&sum
                          pairs[1][1]);
       }
       at.sync();  // one barrier a chunk: by the next one everybody has read this buffer
+      uint4 values[CHUNK / 16];
 #pragma unroll
-      for (int i = 0; i < CHUNK; i += 16) {
-        const uint4 values = *(const uint4*)(buffer + (first + i) * OUT_STRIDE + piece);
-        if (exists && token + chunk + i + first < m) *(uint4*)(to + (u64)(chunk + i) * n) = values;
+      for (int i = 0; i < CHUNK / 16; i++) values[i] = *(const uint4*)(buffer + (first + 16 * i) * OUT_STRIDE + piece);
+#pragma unroll
+      for (int i = 0; i < CHUNK / 16; i++, to += 16 * (u64)n) {
+        if (chunk + 16 * i < exist) *(uint4*)to = values[i];
       }
     }
   }
