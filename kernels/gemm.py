@@ -34,7 +34,6 @@ SIGNATURE = "PPPPPPPPiii"  # weights, row_scale, x, x_scale, x_sum, bias, out, w
 QUANTISED: dict[Format, quantise.Kind] = {"w4a8": "int8"}  # what most of a format's kernels read; else: x as it is
 
 
-
 def activation_kind(variant: Variant) -> quantise.Kind | None:
     """How a variant's activations are quantised, and in what order they lie; None: they are not."""
     return variant.activations or QUANTISED.get(variant.format)

@@ -55,7 +55,7 @@ TRANSFORM_CHUNKS = 128  # a transformed row of 32768 takes half the register fil
 class QuantisedActivations:
     """x [m, k] as kernels read it.
 
-    ``data``: uint8; int8: 1-D, ceil(k / 128) * ceil(m / 8) tiles of 1024 bytes in the order of ``formats.py``; int4:
+    ``data``: uint8; int8: 1-D, ceil(k / 128) * ceil(m / 8) tiles of 1024 bytes in an order of ``formats.py``; int4:
     [m, k / 2], two's complement, the lower k in the low nibble. ``scale``: fp32 [m], for ``int4_g…`` [m, k / group].
     ``row_sum``: int32 [m], int8 only. ``group_scale``: uint8 [m, k / 128] in 1 … 16, ``int4_a128i`` only.
     """

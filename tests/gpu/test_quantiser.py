@@ -94,7 +94,7 @@ def without_padding(data: torch.Tensor, m: int, kind: str) -> torch.Tensor:
 def check(got: QuantisedActivations, x: torch.Tensor, clip: float, hadamard: int | None) -> None:
     m = x.shape[0]
     if got.kind in INT8_KINDS:
-        arranged = (reference.arrange_int8_wgmma if got.kind == "int8_wgmma" else reference.arrange_int8)
+        arranged = reference.arrange_int8_wgmma if got.kind == "int8_wgmma" else reference.arrange_int8
         q, scale, row_sum = reference.quantise_int8(x, clip, hadamard)
         assert same_bits(without_padding(got.data, m, got.kind), without_padding(arranged(q), m, got.kind))
         assert same_bits(got.row_sum, row_sum)
