@@ -9,7 +9,7 @@ import difflib
 from functools import cache
 
 from apex4_probe.errors import ApexError
-from apex4_probe.kernels import w4a4_mma, w4a8_mma, w4a8_small, w4a16
+from apex4_probe.kernels import w4a4_mma, w4a8_mma, w4a8_small, w4a8_wgmma, w4a16
 from apex4_probe.kernels.compile import Kernel, cuda_header
 from apex4_probe.kernels.formats import Format, Granularity
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
@@ -17,6 +17,7 @@ from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
 # The first that is legal is the safe choice: families for few tokens, which refuse many, before those for any number.
 VARIANTS: tuple[Variant, ...] = (
     *w4a8_small.VARIANTS,
+    *w4a8_wgmma.VARIANTS,
     *w4a8_mma.VARIANTS,
     *w4a16.VARIANTS,
     *w4a4_mma.VARIANTS,
@@ -80,7 +81,7 @@ def kernel(variant: Variant, tile: Tile, target: str, bf16: bool) -> Kernel:
         name=f"{variant.name} {tile.name}",
         source=_text(variant.source),
         target=target,
-        headers=tuple((name, _text(name)) for name in variant.headers),
+        headers=(*((name, _text(name)) for name in variant.headers), *variant.generated(tile)),
         options=(*(f"-D{name.upper()}={value}" for name, value in macros), *variant.options),
     )
 

@@ -52,6 +52,14 @@ the same size, nibbles in two's complement (code ^ 8), so that one scheme of cop
                  accumulators needs for 16 tokens is one load of 16 bytes
 
 K beyond the activations' own holds zeros, scales included; tokens beyond M hold anything.
+
+INT8 activations for kernels that read operand B by wgmma (sm_90a): the same pieces in another order
+
+    [ceil(K / 128)][ceil(M / 8)][g 8][chunk 8][c 4][p 4] bytes
+               token 8 * mt + g, chunk (2 * i + h) ^ g, c, p hold k = 128 * kb + 32 * i + 8 * c + 4 * h + BYTE_ORDER[p]
+
+a K-major tile of 128 bytes a token under the Tensor Core's 128-byte swizzle (PTX ISA, matrix descriptors): step i of 32
+multiplies what word 2 * i + h of thread (g, c) holds, so that weights in registers need no exchange for it either.
 """
 
 from __future__ import annotations

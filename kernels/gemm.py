@@ -65,7 +65,7 @@ def gemm(
     """
     if isinstance(x, QuantisedActivations):
         dtype = dtype or (torch.float16 if out is None else out.dtype)
-        m, device = _check_quantised(x, packed, dtype, bias)
+        m, device = _check_quantised(x, packed, variant, dtype, bias)
     else:
         if dtype not in (None, x.dtype):
             raise ValueError(f"dtype is {dtype} and y has that of x, {x.dtype}")
@@ -101,8 +101,8 @@ def precompile(
     """
     target, bf16 = launch.chip(device).target, dtype == torch.bfloat16
     picks, rows = list(picks), list(quantisers)
-    kinds = dict.fromkeys(activation_kind(variant.format, variant.granularity) for variant, _ in picks)
     gemms = dict.fromkeys(catalogue.kernel(variant, tile, target, bf16) for variant, tile in picks)
+    kinds = dict.fromkeys(activation_kind(variant) for variant, _ in picks)
     others = dict.fromkeys(
         quantise.kernel_for(kind, bf16, hadamard, k, target) for kind in kinds if kind for k, hadamard in rows
     )
@@ -128,15 +128,13 @@ def check_call(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None)
 
 
 def _check_quantised(
-    x: QuantisedActivations, packed: PackedWeight, dtype: torch.dtype, bias: torch.Tensor | None
+    x: QuantisedActivations, packed: PackedWeight, variant: Variant, dtype: torch.dtype, bias: torch.Tensor | None
 ) -> tuple[int, int]:
     if dtype not in ACTIVATION_DTYPES:
         raise ValueError(f"dtype must be fp16 or bf16, not {dtype}")
     _check_weight(packed)
-    if x.kind != activation_kind(packed.format, packed.granularity):
-        raise ValueError(
-            f"x is quantised to {x.kind}, which {packed.format} {packed.granularity} weights cannot be multiplied with"
-        )
+    if x.kind != activation_kind(variant):
+        raise ValueError(f"x is quantised to {x.kind}, which {variant.name} does not multiply")
     if x.k != packed.k:
         raise ValueError(f"x has K = {x.k}, and packed has K = {packed.k}")
     device = launch.cuda_device("x", x.data)
@@ -199,7 +197,7 @@ def enqueue(
             enqueue(x, packed, variant, tile, bias, out, device, pdl)
         return
     m, n = out.shape[0], packed.n
-    kind = activation_kind(packed.format, packed.granularity)
+    kind = activation_kind(variant)
     if kind is not None and isinstance(x, torch.Tensor):
         x = quantise.quantise(x, kind=kind, clip=packed.act_clip, hadamard=packed.hadamard, pdl=pdl)
         # Safe whatever the caller said: all that the kernel may read early is the weight, and the quantiser begins only

@@ -13,19 +13,20 @@ from typing import Literal, get_args
 import torch
 
 from apex4_probe.kernels.compile import Kernel, cuda_header
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, NIBBLE_BYTES, TOKEN_TILE, Format, Granularity
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, NIBBLE_BYTES, TOKEN_TILE, Granularity
 from apex4_probe.kernels.hadamard import check_hadamard
 from apex4_probe.kernels.launch import PREPARED, Launch, chip, cuda_device, current_stream, load_kernel, prepared
 from apex4_probe.kernels.packing import LARGEST_K, SMALLEST_K_STEP
 from apex4_probe.kernels.quantised_weight import LARGEST_TENSOR
-from apex4_probe.kernels.variant import Geometry
+from apex4_probe.kernels.variant import Geometry, Variant
 
-Kind = Literal["int8", "int4", "int4_g128", "int4_g64", "int4_g32", "int4_a128i"]
+Kind = Literal["int8", "int8_wgmma", "int4", "int4_g128", "int4_g64", "int4_g32", "int4_a128i"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # K of what shares a scale; None: the token. a128i has a scale per token besides.
 KIND_GROUP: dict[Kind, int | None] = {
     "int8": None,
+    "int8_wgmma": None,
     "int4": None,
     "int4_g128": 128,
     "int4_g64": 64,
@@ -40,6 +41,7 @@ W4A4_KINDS: dict[Granularity, Kind] = {
     "g64": "int4_g64",
     "g32": "int4_g32",
 }
+INT8_KINDS: tuple[Kind, ...] = ("int8", "int8_wgmma")  # the same numbers in two orders
 
 ENTRY = "quantise"
 SIGNATURE = "PPPPiif"  # x, data, scale, row_sum, m, k, clip
@@ -61,7 +63,7 @@ TRANSFORM_CHUNKS = 128  # a transformed row of 32768 takes half the register fil
 class QuantisedActivations:
     """x [m, k] as kernels read it.
 
-    ``data``: uint8, 1-D, in the order of ``formats.py``, scales of groups included; int8: ceil(k / 128) * ceil(m / 8)
+    ``data``: uint8, 1-D, in an order of ``formats.py``, scales of groups included; int8: ceil(k / 128) * ceil(m / 8)
     tiles of 1024 bytes; int4: ceil(k / 128) * ceil(m / 32) blocks. ``scale``: fp32 [m], not for ``int4_g…``.
     ``row_sum``: int32 [m], int8 only.
     """
@@ -111,18 +113,21 @@ def quantise(
     return activations
 
 
-def activation_kind(format: Format, granularity: Granularity) -> Kind | None:
-    """How the activations of a packing are quantised; None where they are not."""
-    if format == "w4a16":
+def activation_kind(variant: Variant) -> Kind | None:
+    """How a variant's activations are quantised, and in what order they lie; None: they are not."""
+    if variant.activations:
+        return variant.activations
+    if variant.format == "w4a16":
         return None
-    return "int8" if format == "w4a8" else W4A4_KINDS[granularity]
+    return "int8" if variant.format == "w4a8" else W4A4_KINDS[variant.granularity]
 
 
 def kernel_for(kind: Kind, bf16: bool, hadamard: int | None, k: int, target: str) -> Kernel:
     """The translation unit that quantises rows of ``k``; many K share one. ``target``: an NVRTC architecture."""
     split = row_split(k, hadamard)
     macros = {
-        "BITS": 8 if kind == "int8" else 4,
+        "BITS": 8 if kind in INT8_KINDS else 4,
+        "WGMMA": int(kind == "int8_wgmma"),
         "GROUP": KIND_GROUP[kind] or 0,
         "INTEGER_GROUPS": int(kind == INTEGER_GROUPS),
         "IN_BF16": int(bf16),
@@ -214,7 +219,7 @@ def _launch(kind: Kind, bf16: bool, hadamard: int | None, m: int, k: int, pdl: b
 
 def _empty(kind: Kind, m: int, k: int, device: torch.device) -> QuantisedActivations:
     group, k_blocks = KIND_GROUP[kind], -(-k // BLOCK_K)
-    if kind == "int8":
+    if kind in INT8_KINDS:
         size = k_blocks * -(-m // TOKEN_TILE) * BLOCK_K * TOKEN_TILE
     else:
         scales = BLOCK_K // group * BLOCK_TOKENS * 4 if group else 0
@@ -226,7 +231,7 @@ def _empty(kind: Kind, m: int, k: int, device: torch.device) -> QuantisedActivat
         k,
         data=torch.empty(size, dtype=torch.uint8, device=device),
         scale=torch.empty(m, dtype=torch.float32, device=device) if has_token_scale else None,
-        row_sum=torch.empty(m, dtype=torch.int32, device=device) if kind == "int8" else None,
+        row_sum=torch.empty(m, dtype=torch.int32, device=device) if kind in INT8_KINDS else None,
     )
 
 

@@ -92,6 +92,17 @@ def arrange_int8(q: torch.Tensor) -> torch.Tensor:
     return parts.permute(2, 0, 3, 1, 5, 4, 6, 7).contiguous().view(torch.uint8).view(-1)
 
 
+def arrange_int8_wgmma(q: torch.Tensor) -> torch.Tensor:
+    """As ``arrange_int8``, in the order that kernels on wgmma read."""
+    m, k = q.shape
+    padded = torch.nn.functional.pad(q, (0, -k % BLOCK_K, 0, -m % TOKEN_TILE))
+    #                    mt  g           kb                           i  c  h  k of a word
+    parts = padded.view(-1, TOKEN_TILE, padded.shape[1] // BLOCK_K, 4, 4, 2, 4)[..., list(BYTE_ORDER)]
+    chunks = parts.permute(2, 0, 1, 3, 5, 4, 6).reshape(padded.shape[1] // BLOCK_K, -1, TOKEN_TILE, 8, 16)
+    token, place = torch.arange(TOKEN_TILE)[:, None], torch.arange(8)
+    return chunks[:, :, token, place ^ token].contiguous().view(torch.uint8).view(-1)
+
+
 def arrange_int4(q: torch.Tensor, group_scale: torch.Tensor | None = None) -> torch.Tensor:
     """``q`` int8 [M, K] in -8 … 7 as the bytes (uint8, 1-D) w4a4 kernels read: ``formats.py``; tokens beyond M zero.
 

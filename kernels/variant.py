@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from apex4_probe.kernels.formats import Format, Granularity
 
@@ -77,13 +78,15 @@ class Geometry:
 class Variant:
     """A catalogue record.
 
-    ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder.
+    ``source``: file in ``kernels/cuda`` whose entry point is ``gemm``; ``headers``: what it includes, in that folder;
+    ``generated``: (include name, text) of what is written for a tile.
     ``tiles``: the legal space; ``default``: picks from it without having measured, for a shape that one of its tiles
     runs. ``refuses``: why a tile cannot run a shape on a chip, "" where it can. ``macros``: beside the tile's.
     ``strategy``: a name of apex4_probe/strategies.py. ``options``: further compiler options that its counts depend on,
     never from a file. ``native_on``: compute capabilities whose Tensor Cores execute its MMA, None: all that it runs
     on; elsewhere the compiler emulates it, exact and slow: for correctness, never for speed. ``then_fp16``: the kernel
     writes the weight [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
+    ``activations``: the order of its INT8 activations where it is not that of ``mma.sync`` (``formats.py``).
     """
 
     name: str
@@ -101,6 +104,8 @@ class Variant:
     options: tuple[str, ...] = ()
     native_on: tuple[str, ...] | None = None
     then_fp16: bool = False
+    activations: Literal["", "int8_wgmma"] = ""
+    generated: Callable[[Tile], tuple[tuple[str, str], ...]] = lambda tile: ()
 
     def emulated_on(self, chip: Chip) -> str:
         """Why the variant is not fast on the chip, "" where its MMA is native."""

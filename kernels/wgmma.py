@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Operand = Literal["s8", "f16", "e4m3"]
+Operand = Literal["s8", "u8s8", "f16", "e4m3"]
 
 # PTX ISA, "wgmma.mma_async": K of one instruction, types, and the immediates that follow the scale-d predicate
 # (floating types negate A and B by two of them; 16-bit types also transpose: B from shared memory, A likewise).
-_K = {"s8": 32, "f16": 16, "e4m3": 32}
-_TYPES = {"s8": "s32.s8.s8", "f16": "f32.f16.f16", "e4m3": "f32.e4m3.e4m3"}
+_K = {"s8": 32, "u8s8": 32, "f16": 16, "e4m3": 32}
+_TYPES = {"s8": "s32.s8.s8", "u8s8": "s32.u8.s8", "f16": "f32.f16.f16", "e4m3": "f32.e4m3.e4m3"}
 _IMMEDIATES = {
-    ("s8", "rs"): "", ("s8", "ss"): "",
+    ("s8", "rs"): "", ("s8", "ss"): "", ("u8s8", "rs"): "", ("u8s8", "ss"): "",
     ("f16", "rs"): ", 1, 1, 0", ("f16", "ss"): ", 1, 1, 0, 0",
     ("e4m3", "rs"): ", 1, 1", ("e4m3", "ss"): ", 1, 1",
 }  # fmt: skip
@@ -20,7 +20,10 @@ _IMMEDIATES = {
 
 @dataclass(frozen=True)
 class Wgmma:
-    """One wgmma shape, 64 x n x k. ``a_from``: ``rs`` operand A in registers, ``ss`` both operands in shared memory."""
+    """One wgmma shape, 64 x n x k. ``a_from``: ``rs`` operand A in registers, ``ss`` both operands in shared memory.
+
+    ``u8s8``: A unsigned, B signed.
+    """
 
     operand: Operand
     n: int
@@ -46,8 +49,7 @@ class Wgmma:
 
     def header(self) -> str:
         """``struct WGMMA`` with ``mma<scale_d>(c, a, b)``: C = A x B + (scale_d ? C : 0), asynchronously; ``b`` and,
-        from
-        shared memory, ``a`` are matrix descriptors."""
+        from shared memory, ``a`` are matrix descriptors. ``mma(c, a, b, scale_d)``: for a scale_d known at run time."""
         count = self.accumulators
         registers = ",".join(f"%{i}" for i in range(count))
         outputs = ", ".join(f'"+r"(c[{i}])' for i in range(count))
@@ -59,15 +61,22 @@ class Wgmma:
             inputs, b_index = '"l"(a), "l"(b)', count + 1
         instruction = f"wgmma.mma_async.sync.aligned.m64n{self.n}k{self.k}.{_TYPES[self.operand]}"
         tail = f"%{b_index}, p{_IMMEDIATES[self.operand, self.a_from]};"
+
+        def body(scale_d: str) -> str:
+            return f"""asm volatile("{{.reg .pred p; setp.ne.b32 p, %{b_index + 1}, 0;\\n"
+                 "{instruction} {{{registers}}}, {a_operand}, {tail}}}"
+                 : {outputs}
+                 : {inputs}, {scale_d});"""
+
         return f"""#pragma once
 struct WGMMA {{
   static constexpr int N = {self.n}, K = {self.k}, ACCUMULATORS = {count};
   template <int scale_d>
   static __device__ void mma(u32 (&c)[{count}], {a_parameter}, u64 b) {{
-    asm volatile("{{.reg .pred p; setp.ne.b32 p, %{b_index + 1}, 0;\\n"
-                 "{instruction} {{{registers}}}, {a_operand}, {tail}}}"
-                 : {outputs}
-                 : {inputs}, "n"(scale_d));
+    {body('"n"(scale_d)')}
+  }}
+  static __device__ void mma(u32 (&c)[{count}], {a_parameter}, u64 b, u32 scale_d) {{
+    {body('"r"(scale_d)')}
   }}
 }};
 """

@@ -164,7 +164,7 @@ class _Catalogue:
         if reason := variant.refuses(tile, Shape(m, n, k), chip(self._buffers.device.index)):
             raise ApexError(reason)
         weights = self._buffers.packed(variant.format, variant.granularity)
-        kind = activation_kind(variant.format, variant.granularity)
+        kind = activation_kind(variant)
         inputs = self._inputs(kind)
 
         def multiply(x: Tensor | QuantisedActivations, packed: PackedWeight) -> object:
@@ -218,7 +218,7 @@ def _activation_bytes(kind: Kind | None, m: int, k: int, granularity: Granularit
     """With the scales; INT8 activations carry their row's sum beside its scale."""
     if kind is None:
         return 2.0 * m * k
-    if kind == "int8":
+    if kind.startswith("int8"):
         return m * (k + 8.0)
     group = {"a128i": 1 / 128, "g128": 4 / 128, "g64": 4 / 64, "g32": 4 / 32}.get(granularity, 0.0)  # bytes a channel
     return m * (k * (0.5 + group) + 4.0)

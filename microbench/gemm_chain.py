@@ -83,7 +83,7 @@ def _link(link: Link, buffers: GemmBuffers, x: Tensor, pdl: bool) -> list[Call]:
     from apex4_probe.kernels.gemm import gemm
     from apex4_probe.kernels.quantise import activation_kind, quantise
 
-    kind = activation_kind(link.variant.format, link.variant.granularity)
+    kind = activation_kind(link.variant)
     out = buffers.out(len(x))
 
     def call(packed: PackedWeight) -> None:

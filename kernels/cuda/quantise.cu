@@ -24,8 +24,8 @@
 //   bound      memory: M * K * (2 + 1 or 1/2) bytes. With blocks from 256 on issue slots are as scarce on an H100: some
 //              30 instructions an element, 128 a clock and SM, beside 5 shuffles, 32 a clock and SM
 //
-// Macros: BITS 8 | 4; GROUP 0 | 32 | 64 | 128; INTEGER_GROUPS 0 | 1; IN_BF16 0 | 1; HADAMARD 0 | size; VECTORS, WARPS,
-// ROWS, SEGMENTS, CTAS: kernels/quantise.py.
+// Macros: BITS 8 | 4; WGMMA 0 | 1, the order of INT8; GROUP 0 | 32 | 64 | 128; INTEGER_GROUPS 0 | 1; IN_BF16 0 | 1;
+// HADAMARD 0 | size; VECTORS, WARPS, ROWS, SEGMENTS, CTAS: kernels/quantise.py.
 using u8 = unsigned char;
 using u32 = unsigned int;
 using u64 = unsigned long long;
@@ -265,8 +265,13 @@ static __device__ __forceinline__ u32 piece_place(int token, int pieces, int lan
   return ((lane >> 4) * pieces + (u32)token / PIECE_TOKENS) * PIECE;
 }
 
-// A lane's vector in its piece: INT8 [half][g][c][word 2 * s + h], INT4 [tile][g][c][word 2 * half + s].
+// A lane's vector in its piece: INT8 [half][g][c][word 2 * s + h], for wgmma [g][chunk ^ g][c] after swap_words; INT4
+// [tile][g][c][word 2 * half + s].
 static __device__ __forceinline__ u32 place_in_piece(int token, int lane) {
+#if WGMMA
+  const u32 chunk = (lane >> 2 & 3) * 2 + (lane & 1);
+  return (token & 7) * 16 + ((chunk ^ token) & 7) * 2 + (lane >> 1 & 1);
+#endif
   const u32 half = lane >> 3 & 1, g = token & 7, c = lane & 3, s = lane >> 2 & 1;
   return BITS == 8 ? half * 64 + g * 8 + c * 2 + s : (token >> 3 & 3) * 128 + g * 16 + c * 4 + half * 2 + s;
 }
@@ -285,6 +290,14 @@ static __device__ __forceinline__ void store_where(bool within, uint2* to, uint2
 static __device__ __forceinline__ void store_where(bool within, u32* to, u32 word) {
   asm volatile("{.reg .pred p; setp.ne.s32 p, %0, 0; @p st.global.u32 [%1], %2;}"
                ::"r"((int)within), "l"(to), "r"(word) : "memory");
+}
+
+// The order for wgmma puts words 0 of neighbouring lanes side by side, and words 1 sixteen bytes away: even lanes end
+// with both words 0 of a pair of lanes, odd ones with both words 1, so that a store is 8 bytes a lane here too.
+static __device__ __forceinline__ uint2 swap_words(uint2 words, int lane) {
+  const bool odd = lane & 1;
+  const u32 got = __shfl_xor_sync(ALL, odd ? words.x : words.y, 1);
+  return odd ? make_uint2(got, words.y) : make_uint2(words.x, got);
 }
 
 // ---- the kernel --------------------------------------------------------------------------------------------------
@@ -388,9 +401,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32 * ROWS, CTAS)
       encode(values, inverse, clip < 1.0f, code);
       if (BITS == 8) {
         // Bytes 1 and 2 change places: BYTE_ORDER of kernels/formats.py.
-        const uint2 words = make_uint2(low_bytes(code[0], code[2], code[1], code[3]) & keep,
-                                       low_bytes(code[4], code[6], code[5], code[7]) & keep);
+        uint2 words = make_uint2(low_bytes(code[0], code[2], code[1], code[3]) & keep,
+                                 low_bytes(code[4], code[6], code[5], code[7]) & keep);
         sum = __dp4a((int)words.x, 0x01010101, __dp4a((int)words.y, 0x01010101, sum));
+        if (WGMMA) words = swap_words(words, lane);
         store_where(within, reinterpret_cast<uint2*>(data) + (place + chunk * (2 * PIECE * pieces)), words);
       } else {
         const u32 even = low_bytes(code[0], code[2], code[4], code[6]);

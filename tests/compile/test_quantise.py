@@ -11,6 +11,7 @@ from apex4_probe.kernels.compile import Kernel, compile_kernel
 from apex4_probe.kernels.hadamard import LARGEST_BLOCK
 from apex4_probe.kernels.quantise import (
     CHUNK,
+    INT8_KINDS,
     KINDS,
     MOST_WARPS,
     PARTITION_REGISTERS,
@@ -41,6 +42,10 @@ CASES = [
     ("int8", True, 128, 65536),
     ("int8", False, 32768, 32768),
     ("int8", False, 32768, 65536),
+    ("int8_wgmma", False, None, 4096),
+    ("int8_wgmma", True, None, 65536),
+    ("int8_wgmma", True, 4096, 4096),
+    ("int8_wgmma", False, 32768, 65536),
     ("int4", True, None, 4096),
     ("int4", False, 4096, 4096),
     ("int4_g128", False, None, 14336),
@@ -81,7 +86,7 @@ def test_a_row_stays_in_registers(kind, bf16, hadamard, k, target):
     else:
         assert loads >= split.vectors  # how the loop over segments is unrolled is ptxas' affair
     if split.segments == 1:
-        assert sass.matching(counts, r"STG\.E\.64") == (split.vectors if kind == "int8" else 0)
+        assert sass.matching(counts, r"STG\.E\.64") == (split.vectors if kind in INT8_KINDS else 0)
     assert sass.matching(counts, r"F2I") <= split.vectors  # only the integer scales of groups, a conversion a vector
 
     allocated = -(-used // 8) * 8  # registers are handed out by eights, warps dealt out to four partitions

@@ -21,7 +21,7 @@ from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, GROUP, NIBBLE_BYT
 from apex4_probe.kernels.gemm import gemm, precompile
 from apex4_probe.kernels.launch import chip
 from apex4_probe.kernels.packing import PackedWeight, pack_quantised, random_packed, unpack
-from apex4_probe.kernels.quantise import QuantisedActivations, activation_kind, quantise
+from apex4_probe.kernels.quantise import INT8_KINDS, QuantisedActivations, activation_kind, quantise
 from apex4_probe.kernels.quantised_weight import QuantisedWeight
 from apex4_probe.kernels.reference import reference_linear, reference_linear64
 from apex4_probe.kernels.variant import Shape, Tile, Variant
@@ -144,14 +144,15 @@ def expected(
     return Expected(values if bias is None else values + bias.double(), rows, exact=False)
 
 
-def operands(x: torch.Tensor, packed: PackedWeight) -> torch.Tensor | QuantisedActivations:
+def operands(variant: Variant, x: torch.Tensor, packed: PackedWeight) -> torch.Tensor | QuantisedActivations:
     """What the GEMM reads, with garbage in the place of tokens that only fill up its last tile."""
-    kind = activation_kind(packed.format, packed.granularity)
+    kind = activation_kind(variant)
     if kind is None:
         return x
     ready = quantise(x, kind=kind, clip=packed.act_clip, hadamard=packed.hadamard)
-    if kind == "int8":
-        tiles = ready.data.view(packed.k_padded // BLOCK_K, -(-ready.m // TOKEN_TILE), 2, TOKEN_TILE, -1)
+    if kind in INT8_KINDS:
+        halves = 1 if kind == "int8_wgmma" else 2
+        tiles = ready.data.view(packed.k_padded // BLOCK_K, -(-ready.m // TOKEN_TILE), halves, TOKEN_TILE, -1)
         if ready.m % TOKEN_TILE:
             tiles[:, -1, :, ready.m % TOKEN_TILE :] = 0x81
     elif used := ready.m % BLOCK_TOKENS:
@@ -189,7 +190,7 @@ def test_every_tile_for_every_number_of_tokens(variant: Variant) -> None:
         packed = random_packed(n, k, variant.format, variant.granularity, "cuda", generator(n))
         for m in legal_tokens(variant, n, k):
             x, bias = normal(m, k, seed=m), normal(n, seed=n)
-            wanted, ready = expected(variant, x, packed, bias), operands(x, packed)
+            wanted, ready = expected(variant, x, packed, bias), operands(variant, x, packed)
             for tile in legal_tiles(variant, m, n, k):
                 y = launched_twice(ready, packed, (variant, tile), bias, m, x.dtype)
                 wanted.check(y, f"{variant.name} {tile.name}, M = {m}, N = {n}, K = {k}")
@@ -316,7 +317,7 @@ def test_extreme_values(variant: Variant) -> None:
     x = torch.stack((ones, -ones, signs, -signs, hot, -hot, 0 * ones, 60000 * hot, 6e-8 * ones))
     for name, on_cpu in extreme_weights(variant, n, k):
         packed = on_cpu.to("cuda")
-        wanted, ready = expected(variant, x, packed, None), operands(x, packed)
+        wanted, ready = expected(variant, x, packed, None), operands(variant, x, packed)
         for tile in legal_tiles(variant, len(x), n, k):
             y = launched_twice(ready, packed, (variant, tile), None, len(x), x.dtype)
             wanted.check(y, f"{variant.name} {tile.name}, {name}")

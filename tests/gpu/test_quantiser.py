@@ -9,6 +9,7 @@ from apex4_probe.kernels.compile import compile_all  # noqa: E402
 from apex4_probe.kernels.hadamard import LARGEST_BLOCK  # noqa: E402
 from apex4_probe.kernels.launch import chip  # noqa: E402
 from apex4_probe.kernels.quantise import (  # noqa: E402
+    INT8_KINDS,
     KIND_GROUP,
     KINDS,
     QuantisedActivations,
@@ -21,11 +22,11 @@ from apex4_probe.kernels.quantise import (  # noqa: E402
 TOKENS = [1, 2, 7, 16, 17, 33, 64, 77, 1000]
 WIDTHS = [64, 576, 896, 1536, 4096, 11008, 14336, 18944, 28672]
 DTYPES = [torch.float16, torch.bfloat16]
-INT4_KINDS = [kind for kind in KINDS if kind != "int8"]
+INT4_KINDS = [kind for kind in KINDS if kind not in INT8_KINDS]
 INT4_WIDTHS = [576, 896, 1536, 4096, 14336]
 INT4_CALLS = [(1, torch.float16, 1.0), (33, torch.bfloat16, 0.8), (77, torch.float16, 0.8)]
 LONG = [(65536, None), (65536, 1024), (65536, 32768), (40960, 8192), (49152, 16384)]
-LONG_KINDS = ["int8", "int4_g32", "int4_a128i"]
+LONG_KINDS = ["int8", "int8_wgmma", "int4_g32", "int4_a128i"]
 
 
 def blocks(k: int) -> list[int | None]:
@@ -38,7 +39,7 @@ def int4_blocks(k: int) -> list[int | None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_by_all_cores():
-    wanted = [("int8", dtype, block, k) for k in WIDTHS for block in blocks(k) for dtype in DTYPES]
+    wanted = [(kind, dtype, block, k) for kind in INT8_KINDS for k in WIDTHS for block in blocks(k) for dtype in DTYPES]
     wanted += [
         (kind, dtype, block, k)
         for kind in INT4_KINDS
@@ -83,9 +84,10 @@ def same_bits(got: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.equal(got, expected)
 
 
-def without_padding(data: torch.Tensor, m: int) -> torch.Tensor:
+def without_padding(data: torch.Tensor, m: int, kind: str) -> torch.Tensor:
     """[m, bytes]: what tokens beyond m hold has no meaning."""
-    tiles = data.view(-1, -(-m // 8), 2, 8, 64)  # block of k, tile of tokens, half, token
+    halves = 1 if kind == "int8_wgmma" else 2
+    tiles = data.view(-1, -(-m // 8), halves, 8, 128 // halves)  # block of k, tile of tokens, half, token
     return tiles.permute(1, 3, 0, 2, 4).reshape(-1, tiles.shape[0] * 128)[:m]
 
 
@@ -100,9 +102,10 @@ def int4_without_padding(data: torch.Tensor, m: int, k: int) -> tuple[torch.Tens
 
 def check(got: QuantisedActivations, x: torch.Tensor, clip: float, hadamard: int | None) -> None:
     m = x.shape[0]
-    if got.kind == "int8":
+    if got.kind in INT8_KINDS:
+        arranged = reference.arrange_int8_wgmma if got.kind == "int8_wgmma" else reference.arrange_int8
         q, scale, row_sum = reference.quantise_int8(x, clip, hadamard)
-        assert same_bits(without_padding(got.data, m), without_padding(reference.arrange_int8(q), m))
+        assert same_bits(without_padding(got.data, m, got.kind), without_padding(arranged(q), m, got.kind))
         assert same_bits(got.row_sum, row_sum)
     elif got.kind == "int4_a128i":
         q, scale, group_scale = reference.quantise_int4_a128i(x, clip, hadamard)
@@ -128,12 +131,13 @@ def check_int4(got: QuantisedActivations, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("k", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "bf16"])
-def test_int8_is_the_reference_to_the_bit(k: int, dtype: torch.dtype):
+@pytest.mark.parametrize("kind", INT8_KINDS)
+def test_int8_is_the_reference_to_the_bit(kind: str, k: int, dtype: torch.dtype):
     for hadamard in blocks(k):
         for i, m in enumerate(TOKENS):
             clip = (1.0, 0.8)[i % 2]
             x = activations(m, k, dtype, seed=m)
-            check(quantise(x, kind="int8", clip=clip, hadamard=hadamard), x, clip, hadamard)
+            check(quantise(x, kind=kind, clip=clip, hadamard=hadamard), x, clip, hadamard)
 
 
 @pytest.mark.parametrize(

@@ -96,15 +96,16 @@ def test_a_legal_launch_is_one_that_cuda_accepts(variant: Variant) -> None:
 
 @EACH
 def test_the_source_and_all_that_it_includes_is_there(variant: Variant) -> None:
-    pending, seen = [variant.source], set()
+    generated = dict(variant.generated(variant.tiles[0]))
+    pending, seen = [variant.source], set(generated)
     while pending:
         name = pending.pop()
         seen.add(name)
         pending += [other for other in re.findall(r'#include "(.+)"', text_of(name)) if other not in seen]
-    assert seen - {variant.source} <= set(variant.headers)
+    assert seen - {variant.source} <= {*variant.headers, *generated}
     unit = catalogue.kernel(variant, variant.tiles[0], "sm_90a", bf16=False)
     assert unit.source == text_of(variant.source)
-    assert dict(unit.headers) == {name: text_of(name) for name in variant.headers}
+    assert dict(unit.headers) == {name: text_of(name) for name in variant.headers} | generated
 
 
 @EACH
@@ -129,9 +130,9 @@ def test_tile_and_record_become_macros_that_the_source_knows(variant: Variant) -
     [
         ("w4a8", "channel", 1, "small"),
         ("w4a8", "channel", 64, "small"),
-        ("w4a8", "channel", 65, "mma"),
+        ("w4a8", "channel", 65, "tiled"),
         ("w4a8", "g128i", 16, "small"),
-        ("w4a8", "g128i", 4096, "mma"),
+        ("w4a8", "g128i", 4096, "tiled"),
         ("w4a8", "g64", 1, "mma"),
         ("w4a16", "g128", 64, "small"),
         ("w4a16", "g128", 65, "fp16"),
@@ -144,8 +145,9 @@ def test_the_safe_choice_is_made_for_few_tokens_where_it_can_be(
     format: Format, granularity: Granularity, m: int, family: str
 ) -> None:
     for where in CHIPS:
+        tiled = "wgmma" if where.compute_capability == "9.0" else "mma"
         variant, _ = catalogue.default_choice(format, granularity, Shape(m, 4096, 4096), where)
-        assert variant.name == f"{format}.{family}.{granularity}"
+        assert variant.name == f"{format}.{family.replace('tiled', tiled)}.{granularity}"
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:

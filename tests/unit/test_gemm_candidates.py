@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from apex4_probe.errors import ApexError
+from apex4_probe.kernels import catalogue
 from apex4_probe.kernels import gemm as gemm_module
 from apex4_probe.kernels import quantise as quantise_module
+from apex4_probe.kernels.quantise import activation_kind
 from apex4_probe.kernels.reference import reference_linear
 from apex4_probe.kernels.variant import Chip, Geometry, Variant, tile
 from apex4_probe.microbench import gemm_candidates, torch_quantise
@@ -147,7 +149,14 @@ def test_sustained_leaves_out_what_fails_and_stops_when_the_gpu_is_lost(cpu: Gem
     ],
 )  # fmt: skip
 def test_activations_are_quantised_as_the_packing_wants(format: Any, granularity: Any, kind: str | None) -> None:
-    assert quantise_module.activation_kind(format, granularity) == kind
+    variants = [each for each in catalogue.VARIANTS if (each.format, each.granularity) == (format, granularity)]
+    kinds = {each.name: activation_kind(each) for each in variants if not each.activations}
+    assert set(kinds.values()) == {kind}, kinds
+
+
+def test_kernels_on_wgmma_want_another_order() -> None:
+    kinds = {each.name: activation_kind(each) for each in catalogue.VARIANTS if "wgmma" in each.name}
+    assert set(kinds.values()) == {"int8_wgmma"} and len(kinds) >= 2
 
 
 def test_one_rounding_and_no_more() -> None:

@@ -243,9 +243,11 @@ def test_precompile_loads_what_calls_will_launch(machine: Machine, monkeypatch: 
     gemm.precompile(picks, 0, dtype=torch.bfloat16, quantisers=[(256, None), (256, 64)])
     assert [kernel for kernel, _ in machine.loaded] == compiled
     assert [kernel.name.split()[0] for kernel in compiled] == [
-        "w4a8.small.channel", "w4a8.mma.channel", "quantise", "quantise"
+        "w4a8.small.channel", "w4a8.wgmma.channel", "quantise", "quantise", "quantise", "quantise"
     ]  # fmt: skip
     assert "-DOUT_BF16=1" in compiled[0].options
+    orders = ["-DWGMMA=1" in kernel.options for kernel in compiled[2:]]
+    assert orders == [False, True, False, True], "for each quantiser the order of either kernel"
     compiled.clear()
     picks = [catalogue.default_choice("w4a4", granularity, Shape(9, 64, 256), HOPPER) for granularity in ("g32", "g64")]
     gemm.precompile(picks, 0, quantisers=[(256, None)])
@@ -539,8 +541,9 @@ def test_activations_and_variant_that_do_not_suit_the_weight(machine: Machine) -
     ready = quantise.quantise(X, kind="int8")
     machine.launches.clear()
     cases: list[tuple[Any, PackedWeight, dict[str, Any], str]] = [
-        (quantised(ready, kind="int4"), W, {}, "x is quantised to int4, which w4a8 channel weights cannot be"),
-        (ready, weight("w4a16", "channel"), {}, "x is quantised to int8, which w4a16 channel weights cannot be"),
+        (quantised(ready, kind="int4"), W, {}, r"x is quantised to int4, which w4a8\.small\.channel does not multiply"),
+        (quantised(ready, kind="int8_wgmma"), W, {}, "x is quantised to int8_wgmma, which w4a8"),
+        (ready, weight("w4a16", "channel"), {}, r"variant w4a8\.small\.channel multiplies w4a8 .* packed is w4a16"),
         (ready, weight(k=384), {}, "x has K = 256, and packed has K = 384"),
         (ready, W, {"dtype": torch.float32}, "dtype must be fp16 or bf16, not torch.float32"),
         (X, weight(granularity="g128i"), {}, r"variant w4a8\.small\.channel multiplies w4a8 channel .* w4a8 g128i"),

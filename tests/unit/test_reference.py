@@ -20,6 +20,7 @@ from apex4_probe.kernels.quantised_weight import QuantisedWeight  # noqa: E402
 from apex4_probe.kernels.reference import (  # noqa: E402
     arrange_int4,
     arrange_int8,
+    arrange_int8_wgmma,
     pack_int4,
     quantise_int4,
     quantise_int4_a128i,
@@ -261,6 +262,23 @@ def test_int4_activations_lie_where_the_layout_says(m: int, k: int, group: int |
         if token < m:
             wanted = scale[token, column].item() if column < k // group else 0
             assert words[kb, mb, (((i * 2 + pair) * 4 + c) * 2 + tile) * 2 + e] == wanted
+
+
+@pytest.mark.parametrize(("m", "k"), [(1, 128), (8, 256), (13, 320), (17, 96)])
+def test_int8_bytes_lie_where_the_layout_for_wgmma_says(m: int, k: int) -> None:
+    q = torch.randint(-127, 128, (m, k), generator=generator(7)).to(torch.int8)
+    tiles, blocks = -(-m // 8), -(-k // 128)
+    data = arrange_int8_wgmma(q)
+    assert data.dtype == torch.uint8 and data.shape == (blocks * tiles * 1024,)
+    found = data.numpy().view(np.int8)
+    seen = set()
+    for kb, mt, g, i, h, c, byte in np.ndindex(blocks, tiles, 8, 4, 2, 4, 4):
+        token, column = 8 * mt + g, 128 * kb + 32 * i + 8 * c + 4 * h + (0, 2, 1, 3)[byte]
+        at = (((kb * tiles + mt) * 8 + g) * 8 + ((2 * i + h) ^ g)) * 16 + 4 * c + byte
+        seen.add(at)
+        if token < m:
+            assert found[at] == (q[token, column].item() if column < k else 0)
+    assert len(seen) == data.numel()
 
 
 def test_int4_nibbles_are_twos_complement_lower_k_first() -> None:

@@ -1,0 +1,156 @@
+"""W4A8 on Hopper's wgmma: the catalogue's records of ``cuda/w4a8_wgmma.cu``, their tile space and launch geometry.
+
+Tile parameters (the source's header explains them): ``rows`` of W and ``tokens`` of a CTA's tile, consumer
+``warpgroups``, ``stages`` of 128 of K, ``batch`` of wgmmas in flight, ``split_k`` CTAs that share a tile. Counts below
+repeat the source's; the compile tests hold them together.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, NIBBLE_BYTES, Granularity
+from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
+from apex4_probe.kernels.wgmma import Wgmma
+
+COMPUTE_CAPABILITY = "9.0"  # wgmma and setmaxnreg belong to sm_90a and to no later architecture (PTX ISA)
+LAG = 1  # stages by which a warpgroup starts behind the one before
+WARPGROUP = 128
+WARPGROUP_ROWS = 64  # of one wgmma
+# A GPC of an H100 or H200 has 16 or 18 SMs: a cluster of four or more leaves some idle.
+GPC_SMS = 16
+
+
+def _slot_bytes(granularity: Granularity) -> int:
+    """Shared memory of a block of 32 rows x 128 of K: with room to begin in a line's middle."""
+    return NIBBLE_BYTES + (128 if granularity == "g128i" else 0)
+
+
+def stage_bytes(granularity: Granularity, tile: Tile) -> int:
+    return tile["tokens"] * BLOCK_K + tile["rows"] // BLOCK_ROWS * _slot_bytes(granularity)
+
+
+def shared_bytes(granularity: Granularity, tile: Tile) -> int:
+    """Dynamic shared memory of a CTA: the source's SHARED."""
+    share = tile["tokens"] // tile["split_k"]
+    chunk = next(size for size in (64, 32, 16) if share % size == 0)
+    row_tiles = tile["rows"] // WARPGROUP_ROWS // tile["warpgroups"]
+    outputs = 2 * chunk * (WARPGROUP_ROWS * 2 + 16) + share * 8
+    sent = (tile["split_k"] - 1) * row_tiles * share * WARPGROUP_ROWS * 4
+    barriers = 8 * (2 * tile["stages"] + 2 * tile["warpgroups"])
+    return tile["stages"] * stage_bytes(granularity, tile) + tile["warpgroups"] * (outputs + sent) + barriers
+
+
+def _tiles_of(tile: Tile, shape: Shape) -> int:
+    return ceil(shape.n / tile["rows"]) * ceil(shape.m / tile["tokens"])
+
+
+def clusters(tile: Tile, chip: Chip) -> int:
+    """Clusters of ``split_k`` CTAs that run at once."""
+    split = tile["split_k"]
+    return chip.sm_count // split if split <= 2 else chip.sm_count // GPC_SMS * (GPC_SMS // split)
+
+
+def rounds(tile: Tile, shape: Shape, chip: Chip) -> int:
+    """Tiles that the busiest cluster multiplies, one after the other."""
+    return ceil(_tiles_of(tile, shape) / clusters(tile, chip))
+
+
+def _refuses(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> str:
+    if chip.compute_capability != COMPUTE_CAPABILITY:
+        return f"wgmma exists on compute capability {COMPUTE_CAPABILITY}, this GPU has {chip.compute_capability}"
+    if shape.n % BLOCK_ROWS:
+        return f"N = {shape.n} is no multiple of {BLOCK_ROWS}"
+    if (blocks := ceil(shape.k / BLOCK_K)) < tile["split_k"]:
+        return f"K = {shape.k} is {blocks} blocks of {BLOCK_K}, fewer than the {tile['split_k']} CTAs that share it"
+    if (needed := shared_bytes(granularity, tile)) > chip.shared_bytes:
+        return f"needs {needed} bytes of shared memory a CTA, this GPU has {chip.shared_bytes}"
+    return ""
+
+
+def _geometry(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> Geometry:
+    """As few CTAs as finish in the same number of rounds: they end together, and a dependent launch finds free SMs."""
+    grid = ceil(_tiles_of(tile, shape) / rounds(tile, shape, chip)) * tile["split_k"]
+    threads = (tile["warpgroups"] + 1) * WARPGROUP
+    return Geometry((grid, 1, 1), threads, shared_bytes(granularity, tile))
+
+
+# For picks without a measurement, in clocks of an H100; the rates are its datasheet's but for L2, which is measured.
+MACS = 4096  # dense INT8, a clock and SM
+L2_BYTES = 34  # a clock and SM that wgmma kernels were seen to draw (7.6 TB/s at 1.7 GHz)
+MEMORY_BYTES = 1850  # a clock, of all SMs: 3.1 TB/s at 1.7 GHz
+TILE_CLOCKS = 900  # between two tiles of a CTA: the epilogue's part that no other warpgroup's MMAs hide
+EXCHANGE_BYTES = 16  # a clock and SM, from one CTA's shared memory to another's
+START_CLOCKS = 3000  # launch, first loads
+
+
+def clocks(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> float:
+    """Of the busiest SM."""
+    blocks = ceil(ceil(shape.k / BLOCK_K) / tile["split_k"])
+    tokens = min(tile["tokens"], shape.m)
+    block = max(
+        tile["rows"] * tile["tokens"] * BLOCK_K / MACS,
+        (tokens * BLOCK_K + tile["rows"] * BLOCK_K / 2) / L2_BYTES,
+    )
+    exchanged = tile["rows"] * tokens * 4 * (tile["split_k"] - 1) / tile["split_k"]
+    each = blocks * block + TILE_CLOCKS * tile["tokens"] / 256 + exchanged / EXCHANGE_BYTES
+    return max(START_CLOCKS + rounds(tile, shape, chip) * each, shape.n * shape.k / 2 / MEMORY_BYTES)
+
+
+def _default(granularity: Granularity, shape: Shape, chip: Chip) -> Tile:
+    fitting = [one for one in TILES if not _refuses(granularity, one, shape, chip)]
+    return min(fitting or TILES, key=lambda one: clocks(granularity, one, shape, chip))
+
+
+def _tiles(*shapes: tuple[int, int, int, int, int, tuple[int, ...]]) -> tuple[Tile, ...]:
+    return tuple(
+        tile(rows=rows, tokens=tokens, warpgroups=warpgroups, stages=stages, batch=batch, split_k=split)
+        for rows, tokens, warpgroups, stages, batch, splits in shapes
+        for split in splits
+    )
+
+
+# As many stages as fit for both granularities.
+TILES = _tiles(
+    (128, 256, 2, 4, 4, (1,)),
+    (128, 256, 2, 4, 2, (1,)),
+    (128, 256, 2, 3, 2, (2,)),
+    (192, 192, 3, 4, 2, (1,)),
+    (128, 192, 2, 5, 4, (1,)),
+    (256, 128, 2, 5, 4, (1,)),
+    (192, 128, 3, 5, 4, (1,)),
+    (128, 128, 2, 7, 4, (1,)),
+    (128, 128, 2, 6, 4, (2, 4)),
+    (256, 64, 2, 7, 4, (1, 2)),
+    (256, 64, 2, 6, 4, (4,)),
+    (128, 64, 2, 11, 4, (1, 2, 4)),
+    (256, 32, 2, 9, 4, (1, 2)),
+    (128, 32, 2, 16, 4, (1, 2)),
+)
+
+
+def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str) -> Variant:
+    return Variant(
+        name=f"w4a8.wgmma.{granularity}",
+        format="w4a8",
+        granularity=granularity,
+        strategy=strategy,
+        description=f"Hopper, any number of tokens: weights widened in registers as wgmma's operand A; {scales}",
+        source="w4a8_wgmma.cu",
+        headers=(
+            "mma.cuh", "async_copy.cuh", "cluster.cuh", "output.cuh", "output_tile.cuh", "warpgroup.cuh", "widen.cuh",
+        ),
+        macros=(("grouped", int(grouped)), ("lag", LAG)),
+        tiles=TILES,
+        default=lambda shape, chip: _default(granularity, shape, chip),
+        refuses=lambda tile, shape, chip: _refuses(granularity, tile, shape, chip),
+        geometry=lambda tile, shape, chip: _geometry(granularity, tile, shape, chip),
+        activations="int8_wgmma",
+        generated=lambda tile: (("wgmma.cuh", Wgmma("u8s8", tile["tokens"], "rs").header()),),
+    )  # fmt: skip
+
+
+VARIANTS: tuple[Variant, ...] = (
+    _variant("channel", False, "none", "a float scale per row"),
+    _variant("g128i", True, "widen", "integer group scales applied while widening"),
+)
