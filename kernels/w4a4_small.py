@@ -103,9 +103,7 @@ def _variant(granularity: Granularity, strategy: str, scales: str) -> Variant:
         format="w4a4",
         granularity=granularity,
         strategy=strategy,
-        description=(
-            f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, K split over its warps; {scales}"
-        ),
+        description=(f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, K split over its warps; {scales}"),
         source="w4a4_small.cu",
         headers=("mma.cuh", "async_copy.cuh", "group_sums.cuh", "output.cuh", "row_quads.cuh", "widen.cuh"),
         macros=(("strategy", STRATEGIES[strategy]), ("group", group)),

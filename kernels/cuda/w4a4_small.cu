@@ -96,14 +96,17 @@ static __device__ __forceinline__ void multiply(S& sum, u32 (&part)[4], const ui
   }
 }
 
+struct RowPair {
+  float scale[2], offset[2];
+};
+
 // Of a thread's rows g and g + 8 in a tile. `tile`: within its block.
 static __device__ __forceinline__ RowPair row_pair(const u8* scales, int tile, int g, int group) {
   if constexpr (!FLOAT_SCALES) return {};
   const u8* const at = scales + (FP32_SCALES ? g * 16 + tile * 8 : group * 64 + tile * 32 + g * 4);
   const float2 scale = FP32_SCALES ? *reinterpret_cast<const float2*>(at)
                                    : f16x2_to_float2(*reinterpret_cast<const u32*>(at));
-  constexpr float OFFSET = -12582912.0f;  // exact, times an fp16
-  return {{scale.x, scale.y}, {OFFSET * scale.x, OFFSET * scale.y}};
+  return {{scale.x, scale.y}, {-MAGIC * scale.x, -MAGIC * scale.y}};
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -187,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             for (int t = 0; t < TILES; t++) multiply(sum[t][j], part[t], a[t], b, step, start);
 #pragma unroll
           for (int t = 0; t < TILES; t++)
-            if (TOKEN_SCALES) add_group(sum[t][j], part[t], rows[t], {scale.x, scale.y});
+            if (TOKEN_SCALES) add_group(sum[t][j], part[t], rows[t].scale, rows[t].offset, {scale.x, scale.y});
         }
       }
       __syncwarp();  // all lanes have read the stage

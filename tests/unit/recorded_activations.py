@@ -37,7 +37,7 @@ EVERY_LAYER, SOME = 6, ("q_proj", "o_proj", "gate_proj", "down_proj")  # each th
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """``name``: as transformers spells it, ``0.self_attn.q_proj``. ``x``: fp16 [tokens, K]; ``weight``: fp16 [rows, K]."""
+    """``name``: as transformers spells it, ``0.self_attn.q_proj``. ``x`` [tokens, K] and ``weight`` [rows, K]: fp16."""
 
     name: str
     x: torch.Tensor
