@@ -9,7 +9,7 @@ import difflib
 from functools import cache
 
 from apex4_probe.errors import ApexError
-from apex4_probe.kernels import w4a4_mma, w4a8_mma, w4a8_small, w4a8_wgmma, w4a16
+from apex4_probe.kernels import w4a4_mma, w4a4_small, w4a8_mma, w4a8_small, w4a8_wgmma, w4a16
 from apex4_probe.kernels.compile import Kernel, cuda_header
 from apex4_probe.kernels.formats import Format, Granularity
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
@@ -20,6 +20,7 @@ VARIANTS: tuple[Variant, ...] = (
     *w4a8_wgmma.VARIANTS,
     *w4a8_mma.VARIANTS,
     *w4a16.VARIANTS,
+    *w4a4_small.VARIANTS,
     *w4a4_mma.VARIANTS,
 )
 

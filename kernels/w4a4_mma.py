@@ -104,7 +104,7 @@ def _variant(
         strategy=strategy,
         description=description,
         source="w4a4_mma.cu",
-        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "output_tile.cuh", "widen.cuh"),
+        headers=("mma.cuh", "async_copy.cuh", "group_sums.cuh", "output.cuh", "output_tile.cuh", "widen.cuh"),
         macros=(("strategy", STRATEGIES[strategy]), ("group", GROUP[granularity] or BLOCK_K), ("mma_k", mma_k)),
         tiles=tiles,
         default=default,

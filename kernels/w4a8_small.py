@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE, Granularity, block_bytes
 from apex4_probe.kernels.variant import MINIMUM_VERSION, Chip, Geometry, Shape, Tile, Variant, tile
+from apex4_probe.kernels.whole_rows import even_grid, rounds
 
 MOST_TOKENS = 64
 _X_TILE_BYTES = TOKEN_TILE * BLOCK_K  # INT8
@@ -71,16 +72,6 @@ def _tiles() -> tuple[Tile, ...]:
     )
 
 
-def row_groups(tile: Tile, n: int) -> int:
-    """Row groups of a weight of ``n`` rows; the last may be short."""
-    return -(-n // tile["rows"])
-
-
-def rounds(tile: Tile, n: int, sm_count: int) -> int:
-    """Row groups that the busiest SM multiplies, one after the other."""
-    return -(-row_groups(tile, n) // sm_count)
-
-
 def _weight_stage_bytes(tiles: int, granularity: Granularity) -> int:
     """A stage of a warp with ``tiles`` of 16 rows: whole lines, with room for blocks that begin in a line's middle."""
 
@@ -105,8 +96,7 @@ def shared_bytes(tile: Tile, granularity: Granularity) -> int:
 
 
 def _geometry(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> Geometry:
-    """As few CTAs as finish in the same number of rounds: they end together, and a dependent launch finds free SMs."""
-    grid = -(-row_groups(tile, shape.n) // rounds(tile, shape.n, chip.sm_count))
+    grid = even_grid(tile, shape.n, chip.sm_count)
     return Geometry((grid, 1, 1), 32 * tile["warps"], shared_bytes(tile, granularity))
 
 
@@ -163,7 +153,7 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
         strategy=strategy,
         description=f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, K split over its warps; {scales}",
         source="w4a8_small.cu",
-        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "widen.cuh", "weight_ring.cuh"),
+        headers=("mma.cuh", "async_copy.cuh", "output.cuh", "row_quads.cuh", "widen.cuh", "weight_ring.cuh"),
         macros=(("GROUPED", int(grouped)),),
         tiles=_tiles(),
         default=lambda shape, chip: _default(granularity, shape, chip),

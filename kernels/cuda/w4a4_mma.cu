@@ -15,15 +15,9 @@
 //           refilled right behind the barrier. Tokens are loaded one column (8 tokens) ahead, the weights of a span of
 //           K (128, with smaller groups 64) behind the last MMA that needs those before them. A group's sums are scaled
 //           behind the MMAs of the next group or column.
-// scales    STRATEGY, per accumulator and GROUP of K
-//           none           channel: INT32 sums over all of K (GROUP 128 means nothing).
-//           imad           a128i: a group's INT32 sum times the token's integer scale, added to an INT32; exact.
-//           magic_ffma2    g128: a group's INT32 sum starts at the bits of 1.5 * 2^23 and so is the float F = 12582912
-//                          + sum, exactly (|sum| <= 8192). fma(F, s_w, -12582912 * s_w), whose offset is exact for an
-//                          fp16 s_w and lies beside it in memory, is sum * s_w rounded once; another fma adds it, times
-//                          s_a. g64, g32: likewise, but s_w is fp16 in memory, for fp32 and an offset would be a
-//                          quarter and a half of all bytes: a conversion and a product for each row's scale.
-//           i2f_fmul_ffma  g128, the straightforward way, to the same bits: what magic_ffma2 is measured against.
+// scales    STRATEGY, per accumulator and GROUP of K: group_sums.cuh. The offset of magic_ffma2 lies beside its scale
+//           in memory for g128. Of g64 and g32 scales are fp16 there, for fp32 and an offset would be a quarter and a
+//           half of all bytes: a conversion and a product for each row's scale.
 //           Row and token scales and the bias are applied once, in the epilogue.
 // MMA_K     64, or 32: groups of 32, and the paper's instruction, which needs two for the work of one.
 // epilogue  8 x 8 tiles are transposed by movmatrix and collected in the stages' memory: out is written 16 bytes a
@@ -47,13 +41,11 @@
 #include "mma.cuh"
 
 #include "async_copy.cuh"
+#include "group_sums.cuh"
 #include "output.cuh"
 #include "output_tile.cuh"
 #include "widen.cuh"
 
-enum { NONE, IMAD, MAGIC_FFMA2, I2F_FMUL_FFMA };  // STRATEGY
-constexpr bool TOKEN_SCALES = STRATEGY != NONE;   // per group
-constexpr bool FLOAT_SCALES = STRATEGY == MAGIC_FFMA2 || STRATEGY == I2F_FMUL_FFMA;
 constexpr bool FP16_SCALES = FLOAT_SCALES && GROUP < 128;  // of the weights, in memory; else fp32 and offsets
 
 constexpr int WARPS = ROWS / WARP_ROWS * (TOKENS / WARP_TOKENS), THREADS = 32 * WARPS;
@@ -126,23 +118,6 @@ struct Loader {
   }
 };
 
-// C of a group's first MMA. Read from memory, since of a constant the compiler rebuilds the four registers every time.
-__device__ __align__(16) u32 magic_bits[4] = {0x4B400000u, 0x4B400000u, 0x4B400000u, 0x4B400000u};
-
-constexpr float MAGIC = 12582912.0f;  // those bits
-
-struct Start {
-  u32 c[4] = {};
-
-  __device__ __forceinline__ Start() {
-    if (STRATEGY == MAGIC_FFMA2) {
-      asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
-                   : "l"(magic_bits));
-    }
-  }
-};
-
 // One address each, computed before the loop: the compiler would rather keep their parts and add them up in it.
 static __device__ __forceinline__ const u8* held(const u8* shared, u32 offset) {
   asm volatile("mov.b32 %0, %0;" : "+r"(offset));
@@ -201,16 +176,6 @@ static __device__ __forceinline__ uint4 load_token_scales(const u8* mine, int j,
   return *(const uint4*)(mine + j / 4 * SLOT_BLOCK + NIBBLES + group * 128 + j % 4 / 2 * 64);
 }
 
-template <bool is_float>
-struct SumOf {
-  using type = u32;
-};
-template <>
-struct SumOf<true> {
-  using type = float;
-};
-using Sum = SumOf<FLOAT_SCALES>::type;
-
 // Sums of a group: of one column of MMA tiles.
 struct Parts {
   u32 of[ROW_TILES][4];
@@ -242,31 +207,6 @@ static __device__ __forceinline__ void multiply(S& sum, u32 (&part)[4], const u3
     multiply(sum, a, tokens, group);
   }
 }
-
-// Adds a group's sums of one MMA tile.
-static __device__ __forceinline__ void add_group(u32 (&sum)[4], const u32 (&part)[4], const Weights&, int, int,
-                                                 const u32 (&token_scale)[2]) {
-#pragma unroll
-  for (int e = 0; e < 4; e++) sum[e] += part[e] * token_scale[e % 2];
-}
-
-static __device__ __forceinline__ void add_group(float (&sum)[4], const u32 (&part)[4], const Weights& weights, int t,
-                                                 int group, const u32 (&token_scale)[2]) {
-#pragma unroll
-  for (int e = 0; e < 4; e++) {
-    const float row_scale = weights.scale[group][2 * t + e / 2];
-    float scaled_sum;
-    if (STRATEGY == MAGIC_FFMA2) {
-      scaled_sum = fmaf(__int_as_float((int)part[e]), row_scale, weights.offset[group][2 * t + e / 2]);
-    } else {
-      scaled_sum = (float)(int)part[e] * row_scale;
-    }
-    sum[e] = fmaf(scaled_sum, __int_as_float((int)token_scale[e % 2]), sum[e]);
-  }
-}
-
-static __device__ __forceinline__ float value(float sum) { return sum; }
-static __device__ __forceinline__ float value(u32 sum) { return (float)(int)sum; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
     gemm(const u8* __restrict__ weights, const float* __restrict__ row_scale, const u8* x, const float* x_scale,
@@ -354,7 +294,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
           const u32 of_tokens[2] = {column % 2 ? pair.z : pair.x, column % 2 ? pair.w : pair.y};
 #pragma unroll
           for (int t = 0; t < ROW_TILES; t++) {
-            add_group(sum[t][column], parts[done % 2].of[t], operand, t, group, of_tokens);
+            add_group(sum[t][column], parts[done % 2].of[t], operand.scale[group] + 2 * t,
+                      operand.offset[group] + 2 * t, of_tokens);
           }
           if (column % 2 == 0) continue;
           const bool of_next = column == TOKEN_TILES - 1;  // span

@@ -20,10 +20,11 @@
 // The ring is filled by cp.async.bulk from sm_90 on: one lane requests, an mbarrier a stage counts bytes. Before, all
 // lanes copy 16 bytes at a time by cp.async. One CTA an SM; registers a thread: ROWS / ROW_WARPS * TOKENS / 32
 // accumulators and 70 to 110. Launched as a dependent, the kernel requests weights while its predecessor still runs.
-// weights, x and row_scale need 16-byte alignment, bias and out 8; weights and x are fetched fast at 128.
+// weights and x need 16-byte alignment; weights and x are fetched fast at 128.
 #include "mma.cuh"
 #include "async_copy.cuh"
 #include "output.cuh"
+#include "row_quads.cuh"
 #include "widen.cuh"
 
 constexpr int THREADS = 32 * WARPS, K_WARPS = WARPS / ROW_WARPS;
@@ -72,29 +73,6 @@ static __device__ __forceinline__ void widen(const uint4& w, const Group& group,
   widen(w.z, group, a[1][0], a[1][1]);
   widen(w.w, group, a[1][2], a[1][3]);
 }
-
-// What a thread does when the sums are complete: four rows (all in W, or none) of every TOKENS_AT_ONCE-th token.
-struct Share {
-  static constexpr int QUADS = ROWS / 4, TOKENS_AT_ONCE = THREADS / QUADS;
-  static_assert(TOKENS_AT_ONCE > 0, "");
-  int row, token;
-  bool exists;
-  __device__ Share(int thread, int group, int m, int n)
-      : row(group * ROWS + thread % QUADS * 4),
-        token(thread / QUADS),
-        exists(token < min(m, TOKENS_AT_ONCE) && row < n) {}
-};
-
-struct RowScales {
-  float scale[4];
-  Out bias[4];
-  static __device__ __forceinline__ RowScales load(const Share& share, const float* row_scale, const Out* bias) {
-    if (!share.exists) return {};
-    const float4 scale = *reinterpret_cast<const float4*>(row_scale + share.row);
-    const uint2 b = bias ? *reinterpret_cast<const uint2*>(bias + share.row) : uint2{};
-    return {{scale.x, scale.y, scale.z, scale.w}, {(Out)b.x, (Out)(b.x >> 16), (Out)b.y, (Out)(b.y >> 16)}};
-  }
-};
 
 // The thread's index, read again: what is computed from it does not occupy registers throughout the loop over K.
 static __device__ __forceinline__ int thread_index_again() {

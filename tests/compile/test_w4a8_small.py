@@ -12,7 +12,8 @@ from apex4_probe.kernels import catalogue, sass
 from apex4_probe.kernels.compile import compile_kernel
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
-from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, rounds, shared_bytes
+from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, shared_bytes
+from apex4_probe.kernels.whole_rows import rounds
 
 CHIPS = {
     "sm_80": Chip("8.0", "sm_80", 108, 163 * 1024),

@@ -117,7 +117,7 @@ def test_w4a4_quantises_to_int4_as_the_granularity_wants(
     y = apex.linear(x, packed)
     quantiser, multiply = machine.launches
     assert quantiser.kernel.split()[:2] == ["quantise", kind]
-    assert multiply.kernel.startswith(f"w4a4.mma.{granularity} ")
+    assert multiply.kernel.startswith(f"w4a4.small.{granularity} ")
     _, data, scale, row_sum, *_ = quantiser.arguments
     assert (bool(scale), row_sum) == (has_token_scale, 0)
     assert multiply.arguments == (
