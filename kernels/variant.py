@@ -87,6 +87,7 @@ class Variant:
     on; elsewhere the compiler emulates it, exact and slow: for correctness, never for speed. ``then_fp16``: the kernel
     writes the weight [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
     ``activations``: the order of its INT8 activations where it is not that of ``mma.sync`` (``formats.py``).
+    ``clocks``: of the busiest SM, by which its tiles compare; None: nothing better is known than for kernels at large.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Variant:
     native_on: tuple[str, ...] | None = None
     then_fp16: bool = False
     activations: Literal["", "int8_wgmma"] = ""
+    clocks: Callable[[Tile, Shape, Chip], float] | None = None
     generated: Callable[[Tile], tuple[tuple[str, str], ...]] = lambda tile: ()
 
     def emulated_on(self, chip: Chip) -> str:

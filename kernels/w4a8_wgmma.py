@@ -146,6 +146,7 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
         refuses=lambda tile, shape, chip: _refuses(granularity, tile, shape, chip),
         geometry=lambda tile, shape, chip: _geometry(granularity, tile, shape, chip),
         activations="int8_wgmma",
+        clocks=lambda tile, shape, chip: clocks(granularity, tile, shape, chip),
         generated=lambda tile: (("wgmma.cuh", Wgmma("u8s8", tile["tokens"], "rs").header()),),
     )  # fmt: skip
 

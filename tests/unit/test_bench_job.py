@@ -156,7 +156,9 @@ def test_what_is_illegal_or_fails_stands_in_the_file(call: Call, gpu: dict[str, 
     refused = load_bench(tmp_path / "there" / "bench.json").refused
     assert {item.candidate for item in refused} >= {"fp8", "w4a8.small.channel", "w4a8.small.g128i"}
     assert all(item.why for item in refused)
-    assert all(names == [n for n in names if n.startswith("w4a8.mma")] for _, _, _, names, _, _ in gpu["asked"])
+    assert all(
+        names == [n for n in names if n.startswith(("w4a8.wgmma", "w4a8.mma"))] for _, _, _, names, _, _ in gpu["asked"]
+    )
 
 
 def test_json_is_all_that_stdout_holds(call: Call, gpu: dict[str, Any], tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_tokens_are_ascending_and_told_once() -> None:
 
 def test_patterns_choose_variants_in_the_catalogue_s_order() -> None:
     names = [variant.name for variant in bench_plan.matching("*.g128i,w4a8.small.*")]
-    assert names == ["w4a8.small.channel", "w4a8.small.g128i", "w4a8.mma.g128i"]
+    assert names == ["w4a8.small.channel", "w4a8.small.g128i", "w4a8.wgmma.g128i", "w4a8.mma.g128i"]
     assert bench_plan.matching("*") == catalogue.VARIANTS
 
 

@@ -247,7 +247,7 @@ def test_precompile_loads_what_calls_will_launch(machine: Machine, monkeypatch: 
     ]  # fmt: skip
     assert "-DOUT_BF16=1" in compiled[0].options
     orders = ["-DWGMMA=1" in kernel.options for kernel in compiled[2:]]
-    assert orders == [False, True, False, True], "for each quantiser the order of either kernel"
+    assert orders == [False, False, True, True], "every quantiser in the order of either kernel"
     compiled.clear()
     picks = [catalogue.default_choice("w4a4", granularity, Shape(9, 64, 256), HOPPER) for granularity in ("g32", "g64")]
     gemm.precompile(picks, 0, quantisers=[(256, None)])

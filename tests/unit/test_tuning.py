@@ -137,6 +137,30 @@ def test_a_variant_meant_for_another_m_is_left_out_and_the_catalogues_own_choice
     assert {pick.variant.name for pick in only.picks} == {"w4a8.mma.channel", "w4a8.small.channel"}
 
 
+def test_a_variant_that_models_its_tiles_is_believed_and_mma_sync_behind_wgmma_gets_its_default_alone() -> None:
+    shape = Shape(2048, 4096, 14336)
+    wgmma = replace(VARIANTS[2], name="w4a8.wgmma.channel", activations="int8_wgmma", clocks=lambda t, s, c: t["rows"])
+    found = ranked(TIMER, wgmma, shape, CHIP)
+    assert found is not None
+    modelled = TIMER.modelled(2048, 4096, 14336, "w4a8", "channel")
+    assert found.best_us == pytest.approx(modelled.us - modelled.quantise)
+    assert [us / found.best_us for us, _ in found.times] == [t["rows"] / 64 for _, t in found.times]
+    rates = TIMER.rates
+    wide = rates.kernel_tensor("s8")
+    assert wide is not None and wide.name.startswith("wgmma")
+    behind = wide.per_clk / rates.instruction("mma.s8.m16n8k32").per_clk
+    assert 1.2 < behind < 2.0
+    alike = replace(VARIANTS[2], activations="int8_wgmma")  # the same grid, were it on wgmma
+    fixed, no_l2 = TIMER.fixed_us, timer_of(Rates.of(H100, measurements()), co_issue())
+    for tile in LARGE[:2]:
+        slow, fast = (tile_us(no_l2, each, tile, shape, CHIP) for each in (VARIANTS[2], alike))
+        assert slow - fixed == pytest.approx(behind * (fast - fixed))
+    asked = WorkloadRecord(model="m", points=parse_workload("prefill:2048"), format="w4a8")
+    one = replace(load_model("llama-3-8b"), layers=(Layer("down", 4096, 14336, 32),))
+    picks = [pick for pick in cells(one, asked, TIMER, CHIP, (wgmma, VARIANTS[2]))[0].picks]
+    assert [pick.variant.name for pick in picks].count("w4a8.mma.channel") == 1
+
+
 # The budget
 
 
