@@ -84,7 +84,7 @@ class Variant:
     runs. ``refuses``: why a tile cannot run a shape on a chip, "" where it can. ``macros``: beside the tile's.
     ``strategy``: a name of apex4_probe/strategies.py. ``options``: further compiler options that its counts depend on,
     never from a file. ``native_on``: compute capabilities whose Tensor Cores execute its MMA, None: all that it runs
-    on; elsewhere the compiler emulates it, exact and slow: for correctness, never for speed. ``then_fp16``: the kernel
+    on; elsewhere it is emulated, exact and slow: for correctness, never for speed. ``then_fp16``: the kernel
     writes the weight [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
     ``activations``: the order of its INT8 activations where it is not that of ``mma.sync`` (``formats.py``).
     ``clocks``: of the busiest SM, by which its tiles compare; None: nothing better is known than for kernels at large.

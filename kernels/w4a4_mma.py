@@ -1,7 +1,7 @@
 """W4A4 for any number of tokens: a tiled GEMM on ``mma.sync`` of native INT4, with group scales applied to its sums.
 
 ``cuda/w4a4_mma.cu`` explains the tile. Counts below repeat the source's; the compile tests hold them together. Where
-there is no INT4 Tensor Core (9.0 and later) the same source computes the same, emulated by the compiler and slow.
+there is no INT4 Tensor Core (9.0 and later) the same source computes the same by INT8 MMAs, slowly.
 """
 
 from __future__ import annotations
@@ -104,7 +104,15 @@ def _variant(
         strategy=strategy,
         description=description,
         source="w4a4_mma.cu",
-        headers=("mma.cuh", "async_copy.cuh", "group_sums.cuh", "output.cuh", "output_tile.cuh", "widen.cuh"),
+        headers=(
+            "mma.cuh",
+            "async_copy.cuh",
+            "group_sums.cuh",
+            "int4_mma.cuh",
+            "output.cuh",
+            "output_tile.cuh",
+            "widen.cuh",
+        ),
         macros=(("strategy", STRATEGIES[strategy]), ("group", GROUP[granularity] or BLOCK_K), ("mma_k", mma_k)),
         tiles=tiles,
         default=default,

@@ -2,7 +2,7 @@
 
 Tile parameters (the source's header explains them): ``rows`` of W and ``tokens`` a CTA holds, ``warps``, which split K,
 and ``stages`` of a warp's ring. For GPUs with INT4 Tensor Cores, 8.0 to 8.9: elsewhere (9.0 and later) the same source
-computes the same, emulated by the compiler and slow.
+computes the same by INT8 MMAs, slowly.
 """
 
 from __future__ import annotations
@@ -105,7 +105,15 @@ def _variant(granularity: Granularity, strategy: str, scales: str) -> Variant:
         strategy=strategy,
         description=(f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, K split over its warps; {scales}"),
         source="w4a4_small.cu",
-        headers=("mma.cuh", "async_copy.cuh", "group_sums.cuh", "output.cuh", "row_quads.cuh", "widen.cuh"),
+        headers=(
+            "mma.cuh",
+            "async_copy.cuh",
+            "group_sums.cuh",
+            "int4_mma.cuh",
+            "output.cuh",
+            "row_quads.cuh",
+            "widen.cuh",
+        ),
         macros=(("strategy", STRATEGIES[strategy]), ("group", group)),
         tiles=tiles,
         default=lambda shape, chip: _default(granularity, tiles, shape, chip),

@@ -1,5 +1,5 @@
 // out[M, N] = x[M, K] times the transpose of 4-bit weights [N, K]: INT4 activations, mma.sync m16n8k64 of native INT4
-// (compute capability 8.0, 8.6, 8.7, 8.9; from 9.0 on the compiler emulates it: exact and slow). Any M.
+// (compute capability 8.0, 8.6, 8.7, 8.9; from 9.0 on INT8 ones emulate it, int4_mma.cuh: exact and slow). Any M.
 //
 // CTA       ROWS weight rows x TOKENS tokens. Operand A is the weights and B the tokens, so a tile of accumulators is
 //           16 rows x 8 tokens of out's transpose.
@@ -42,6 +42,7 @@
 
 #include "async_copy.cuh"
 #include "group_sums.cuh"
+#include "int4_mma.cuh"
 #include "output.cuh"
 #include "output_tile.cuh"
 #include "widen.cuh"
@@ -188,9 +189,9 @@ static __device__ __forceinline__ void multiply(u32 (&sum)[4], const u32 (&a)[SP
   for (int k = group * GROUP; k < (group + 1) * GROUP; k += MMA_K) {
     const u32 *const i = a + k / 16, *const b = tokens.b + k / 32;
     if constexpr (MMA_K == 64) {
-      mma_s4_m16n8k64::mma(sum, {i[0], i[1], i[2], i[3]}, {b[0], b[1]});
+      int4_m16n8k64::mma(sum, {i[0], i[1], i[2], i[3]}, {b[0], b[1]});
     } else {
-      mma_s4_m16n8k32::mma(sum, {i[0], i[1]}, {b[0]});
+      int4_m16n8k32::mma(sum, {i[0], i[1]}, {b[0]});
     }
   }
 }

@@ -1,5 +1,5 @@
 // W4A4 for 1 … 64 tokens: out[M, N] = x[M, K] times the transpose of 4-bit weights [N, K], mma.sync of native INT4
-// (compute capability 8.0, 8.6, 8.7, 8.9; from 9.0 on the compiler emulates it: exact and slow). Bound: reading w.
+// (compute capability 8.0, 8.6, 8.7, 8.9; from 9.0 on INT8 ones emulate it, int4_mma.cuh: exact and slow). Bound: reading w.
 //
 // CTA       one an SM: ROWS whole rows of W, then its next ROWS. Operand A is the weights, 16 rows a tile, and B the
 //           tokens, 8 a tile, TOKENS of them, of which m are stored. Nothing is split between CTAs.
@@ -29,6 +29,7 @@
 
 #include "async_copy.cuh"
 #include "group_sums.cuh"
+#include "int4_mma.cuh"
 #include "output.cuh"
 #include "row_quads.cuh"
 #include "widen.cuh"
@@ -74,11 +75,11 @@ static __device__ __forceinline__ void copy(u32 to, const u8* from, int lane, Po
 static __device__ __forceinline__ void multiply(u32 (&sum)[4], const uint4 (&a)[2], const uint4& b, int step) {
   const u32 b_of[4] = {b.x, b.y, b.z, b.w};
   if constexpr (MMA_K == 64) {
-    mma_s4_m16n8k64::mma(sum, {a[step].x, a[step].y, a[step].z, a[step].w}, {b_of[2 * step], b_of[2 * step + 1]});
+    int4_m16n8k64::mma(sum, {a[step].x, a[step].y, a[step].z, a[step].w}, {b_of[2 * step], b_of[2 * step + 1]});
   } else {
     const uint4& half = a[step / 2];
     const u32 rows[2] = {step % 2 ? half.z : half.x, step % 2 ? half.w : half.y};
-    mma_s4_m16n8k32::mma(sum, rows, {b_of[step]});
+    int4_m16n8k32::mma(sum, rows, {b_of[step]});
   }
 }
 

@@ -191,6 +191,12 @@ struct Consumer {
 
   __device__ __forceinline__ void sync() const { barrier_sync(1 + warpgroup, 128); }
 
+  // After a wgmma, for which all lanes have read their words; the barrier says so, to compute-sanitizer too.
+  __device__ __forceinline__ void hand_back(int stage) const {
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(ring.empty(stage));
+  }
+
   // sums = a tile's products over this CTA's part of K.
   __device__ __forceinline__ void multiply(u32 (&sums)[ROW_TILES][WGMMA::ACCUMULATORS], const Work& work, int row,
                                            Stage& stage) const {
@@ -222,7 +228,7 @@ struct Consumer {
           }
           wgmma_commit();
           wgmma_wait<1>();  // those of the other operand registers have ended
-          if (t == 0 && first == 0 && block > 0 && lane == 0) mbarrier_arrive(ring.empty(stage.before()));
+          if (t == 0 && first == 0 && block > 0) hand_back(stage.before());
         }
       }
       stage.next();
@@ -239,7 +245,7 @@ struct Consumer {
     wgmma_wait<0>();
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) pin(sums[t]);
-    if (lane == 0) mbarrier_arrive(ring.empty(stage.before()));
+    hand_back(stage.before());
   }
 
   // Each CTA of the cluster ends with the whole sums of its slice of the tokens, in the first registers.

@@ -20,7 +20,7 @@ from apex4_probe.kernels.packing import random_packed
 from apex4_probe.kernels.quantise import KINDS, quantise
 from apex4_probe.kernels.variant import Shape
 
-SMALL, REAL = (416, 640), (4096, 4096)  # N, K
+SMALL, REAL = (416, 2176), (4096, 4096)  # N, K; more blocks of K than any ring has stages
 TOKENS = (1, 7, 16, 31, 61, 150)
 REAL_TOKENS = (1, 16, 64, 1024)
 
