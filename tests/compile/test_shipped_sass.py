@@ -110,4 +110,4 @@ def test_on_hopper_int4_is_emulated_and_the_counts_show_it() -> None:
     image = compile_kernel(catalogue.kernel(variant, tile, facts.target, bf16=False)).image
     loop = hot_loop(facts, chip_of(facts), variant, tile, image)
     assert loop.mma_rate == "mma.s8" and loop.mma == 1.0  # two IMMA.16832.S8 for one of INT4
-    assert loop.rest > 20
+    assert 3 < loop.rest < 5  # both operands widened, sums shifted back; the compiler's own emulation takes over 20
