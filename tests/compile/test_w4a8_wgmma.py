@@ -174,7 +174,8 @@ def test_grid_ends_all_its_clusters_together():
     assert grid(wide, 1024, 4096) == 128
     assert grid(wide, 1024, 28672) == 128, "896 tiles in seven rounds"
     assert grid(wide, 1024, 6144) == 96, "192 tiles in two rounds"
-    assert grid(shared, 64, 4096) == 128, "32 tiles, four CTAs each"
+    assert grid(shared, 64, 2048) == 64, "16 tiles, four CTAs each"
+    assert grid(shared, 64, 4096) == 64, "32 tiles in two rounds of 16 clusters: 29 run at once on every chip"
     assert grid(shared, 64, 6144) == 96, "48 tiles in two rounds of 24 clusters"
 
 
