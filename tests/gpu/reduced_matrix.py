@@ -2,6 +2,7 @@
 
     compute-sanitizer --tool memcheck  python tests/gpu/reduced_matrix.py          also --tool racecheck
     ncu --metrics … --kernel-name gemm  python tests/gpu/reduced_matrix.py --real
+    … tests/gpu/reduced_matrix.py "w4a8.wgmma.*" "w4a4.*"      these variants alone
 
 Without ``--real`` shapes are as small as they can be and still have several row groups, a short last one, and an odd
 number of blocks of K; with it they are a layer of Llama-3-8B, and each variant runs its default tile alone.
@@ -10,6 +11,7 @@ number of blocks of K; with it they are a layer of Llama-3-8B, and each variant 
 from __future__ import annotations
 
 import sys
+from fnmatch import fnmatchcase
 
 import torch
 
@@ -25,10 +27,11 @@ TOKENS = (1, 7, 16, 31, 61, 150)
 REAL_TOKENS = (1, 16, 64, 1024)
 
 
-def main(real: bool) -> None:
+def main(real: bool, patterns: list[str]) -> None:
     n, k = REAL if real else SMALL
     picks = {}
-    for variant in catalogue.VARIANTS:
+    variants = [each for each in catalogue.VARIANTS if any(fnmatchcase(each.name, pattern) for pattern in patterns)]
+    for variant in variants:
         for m in REAL_TOKENS if real else TOKENS:
             shape = Shape(m, n, k)
             if catalogue.legal(variant, shape, chip(0)):
@@ -47,8 +50,8 @@ def main(real: bool) -> None:
         for hadamard in (None, 128, 512):
             quantise(torch.randn(19, 2560, device="cuda", dtype=torch.float16), kind=kind, hadamard=hadamard)
     torch.cuda.synchronize()
-    print(f"{len(picks)} launches of {len(catalogue.VARIANTS)} variants")
+    print(f"{len(picks)} launches of {len(variants)} variants")
 
 
 if __name__ == "__main__":
-    main("--real" in sys.argv[1:])
+    main("--real" in sys.argv[1:], [word for word in sys.argv[1:] if word != "--real"] or ["*"])
