@@ -88,7 +88,7 @@ gpu-test: $(TEST_STAMP)
 CONFLICTS := l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum,l1tex__data_pipe_lsu_wavefronts_mem_shared.sum
 gpu-check: $(TEST_STAMP)
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py | tail -3
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py | tail -3
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py --every-lane | tail -3
 	ncu --csv --metrics $(CONFLICTS) --kernel-name gemm $(BIN)/python tests/gpu/reduced_matrix.py --real | \
 	  $(BIN)/python tests/gpu/bank_conflicts.py
 

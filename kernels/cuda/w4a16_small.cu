@@ -99,7 +99,7 @@ struct Ring {
 #pragma unroll
       for (int at = 0; at < BLOCK_BYTES; at += 512)
         if (at + 512 <= BLOCK_BYTES || at + lane * 16 < BLOCK_BYTES)
-          copy_16_async(blocks + into * BLOCK_BYTES + at + lane * 16, block + at + lane * 16, policy);
+          copy_16_async(blocks + into * BLOCK_BYTES + at + lane * 16, block + at + lane * 16);
     }
     copy_commit();
 #endif

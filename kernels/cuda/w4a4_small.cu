@@ -64,11 +64,11 @@ constexpr int SUMS_AT = WARPS * STAGES * STAGE, TOKEN_AT = SUMS_AT + COPIES * CO
 constexpr int SHARED_BYTES = TOKEN_AT + TOKENS * 4;
 
 // A lane's share of copying `bytes` that lie side by side.
-template <int bytes, class... Policy>
-static __device__ __forceinline__ void copy(u32 to, const u8* from, int lane, Policy... policy) {
+template <int bytes>
+static __device__ __forceinline__ void copy(u32 to, const u8* from, int lane) {
 #pragma unroll
   for (int at = 0; at < bytes; at += 512)
-    if (at + 16 * lane < bytes) copy_16_async(to + at + 16 * lane, from + at + 16 * lane, policy...);
+    if (at + 16 * lane < bytes) copy_16_async(to + at + 16 * lane, from + at + 16 * lane);
 }
 
 // Step `step` of a block's 128 of K: one tile of weights times one of tokens.
@@ -117,7 +117,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const int thread = threadIdx.x, lane = thread % 32, g = lane / 4, c = lane % 4;
   const int warp = __shfl_sync(~0u, thread / 32, 0);  // uniform, and the compiler knows
   const int k_blocks = k / 128, row_groups = (n + ROWS - 1) / ROWS, token_blocks = (m + 31) / 32;
-  const u64 policy = evict_first_policy();
   launch_dependents();
   wait_for_previous_kernel();
 
@@ -132,8 +131,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       for (int b = 0; b < ROW_BLOCKS; b++) {
         if (b && first + 32 * b >= n) break;
         const int second = TILES == 1 && first % 32 ? TILE : 0;  // the only one wanted
-        copy<TILES == 1 ? TILE : NIBBLES>(to + b * NIBBLES, from + second, lane, policy);
-        copy<SCALES>(to + SCALES_AT + b * SCALES, from + NIBBLES, lane, policy);
+        copy<TILES == 1 ? TILE : NIBBLES>(to + b * NIBBLES, from + second, lane);
+        copy<SCALES>(to + SCALES_AT + b * SCALES, from + NIBBLES, lane);
         from += (u64)k_blocks * BLOCK;
       }
       const u8* of_x = x + (u64)(next_block * token_blocks) * TOKEN_BLOCK;

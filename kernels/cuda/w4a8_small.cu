@@ -108,7 +108,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   if (requests_x) {
     for (int stage = 0; stage < STAGES; stage++) {
       mbarrier_init(x_full + 8 * stage, 1);
-      mbarrier_init(x_empty + 8 * stage, ROW_WARPS);
+      mbarrier_init(x_empty + 8 * stage, ROW_WARPS * ARRIVALS_A_WARP);
     }
     mbarrier_init_fence();
   }
@@ -233,7 +233,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
       if (OWN_X) request_x(stage, refilled);
 #if __CUDA_ARCH__ >= 900
       if (SHARED_X) {
-        if (lane == 0) mbarrier_arrive(x_empty + 8 * stage);
+        warp_arrives(x_empty + 8 * stage, lane);
         const int before = stage ? stage - 1 : STAGES - 1;
         if (owed && requests_x) mbarrier_wait(x_empty + 8 * before, stage ? parity : parity ^ 1);
         request_x(before, owed);

@@ -191,11 +191,7 @@ struct Consumer {
 
   __device__ __forceinline__ void sync() const { barrier_sync(1 + warpgroup, 128); }
 
-  // After a wgmma, for which all lanes have read their words; the barrier says so, to compute-sanitizer too.
-  __device__ __forceinline__ void hand_back(int stage) const {
-    __syncwarp();
-    if (lane == 0) mbarrier_arrive(ring.empty(stage));
-  }
+  __device__ __forceinline__ void hand_back(int stage) const { warp_arrives(ring.empty(stage), lane); }
 
   // sums = a tile's products over this CTA's part of K.
   __device__ __forceinline__ void multiply(u32 (&sums)[ROW_TILES][WGMMA::ACCUMULATORS], const Work& work, int row,
@@ -393,7 +389,7 @@ extern "C" __global__ void __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THR
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; s++) {
       mbarrier_init(ring.full(s), 2);
-      mbarrier_init(ring.empty(s), CONSUMERS / 32);
+      mbarrier_init(ring.empty(s), CONSUMERS / 32 * ARRIVALS_A_WARP);
     }
     for (int w = 0; SPLIT_K > 1 && w < WARPGROUPS; w++) {
       mbarrier_init(ring.received(w), 1);
