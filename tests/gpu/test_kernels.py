@@ -214,7 +214,7 @@ def test_every_tile_with_more_rows_than_the_sms_hold_at_once(variant: Variant) -
         if m > MANY_ROWS_TOKENS:
             continue
         x = normal(m, k, seed=m)
-        wanted, ready = expected(variant, x, packed, None), operands(x, packed)
+        wanted, ready = expected(variant, x, packed, None), operands(variant, x, packed)
         for tile in legal_tiles(variant, m, n, k):
             y = launched_twice(ready, packed, (variant, tile), None, m, x.dtype)
             wanted.check(y, f"{variant.name} {tile.name}, M = {m}, N = {n}, K = {k}")
