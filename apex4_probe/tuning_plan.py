@@ -19,8 +19,9 @@ from apex4_probe.tile_time import Ranked, ranked
 LADDER = (2048, 64, 1, 256, 16)
 TILES = 12  # of a variant, for one GEMM and M
 # Times of the best that is predicted for its packing. The model knows no pipeline depth and no instruction mix, so a
-# tile is worth timing well above it; a variant that is predicted twice as slow is meant for another M.
-TILE_WITHIN, VARIANT_WITHIN = 1.25, 2.0
+# tile is worth timing well above it; not so far where the variant models its tiles itself (to 6 % in 258 timings on an
+# H100). A variant beyond the last is meant for another M, or is mma.sync behind wgmma (1.5).
+TILE_WITHIN, OWN_TILE_WITHIN, VARIANT_WITHIN = 1.25, 1.15, 1.4
 FP8_MULTIPLE = 16  # of N and K: torch._scaled_mm's alignment
 
 
@@ -112,7 +113,7 @@ def _promising(variants: Sequence[Ranked], tiles: int) -> list[Pick]:
         Pick(found.variant, tile)
         for found in variants
         if found is variants[0] or found.best_us <= VARIANT_WITHIN * best
-        for tile in found.within(TILE_WITHIN * best, tiles)
+        for tile in found.within((OWN_TILE_WITHIN if found.variant.clocks else TILE_WITHIN) * best, tiles)
     ]
 
 
