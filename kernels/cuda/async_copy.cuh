@@ -49,16 +49,22 @@ static __device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// A warp has read what the barrier protects. One lane arrives for all, behind a barrier of the warp. compute-sanitizer's
-// racecheck does not follow that barrier and takes the other lanes' reads for unordered; -DEVERY_LANE_ARRIVES=1 shows it
-// that nothing else is amiss.
+// A warp has read what the barrier protects, into registers that have been used since. One lane arrives for all, behind
+// a barrier of the warp, which often costs nothing: ptxas leaves it out where it knows that the warp is together. Then
+// compute-sanitizer's racecheck takes the other lanes' reads for unordered with the copy that follows. For it alone,
+// with -DEVERY_LANE_ARRIVES=1, every lane arrives, by an address of its own and behind a fence between the proxies.
 #ifndef EVERY_LANE_ARRIVES
 #define EVERY_LANE_ARRIVES 0
 #endif
 constexpr u32 ARRIVALS_A_WARP = EVERY_LANE_ARRIVES ? 32 : 1;
 static __device__ __forceinline__ void warp_arrives(u32 barrier, int lane) {
   __syncwarp();
-  if (EVERY_LANE_ARRIVES || lane == 0) mbarrier_arrive(barrier);
+#if EVERY_LANE_ARRIVES
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  mbarrier_arrive(barrier + __shfl_xor_sync(~0u, lane, 1) / 32 * 8);  // plus nothing, which only the lanes know
+#else
+  if (lane == 0) mbarrier_arrive(barrier);
+#endif
 }
 
 // Until the phase of this parity has ended: 0 for the first, 1 for the second, 0 for the third …
