@@ -13,7 +13,8 @@ from apex4_probe.kernels.whole_rows import even_grid, rounds
 MOST_TOKENS = 64
 _X_TILE_BYTES = TOKEN_TILE * BLOCK_K  # INT8
 _LINE_BYTES = 128
-_ROW_WARPS_SINCE = (9, 0)  # the row warps share activations by means of bulk copies
+_BULK_COPIES_SINCE = (9, 0)  # by means of which row warps share activations; cp.async takes a thread more registers
+_FIVE_TILES = 5 * TILE_ROWS  # rows of a warp
 
 # (rows, warps, row_warps, stages, staged_x), the preferred first: what wins somewhere on an H100, or may, and what
 # small N and small shared memories need. About 64 KB in flight an SM are best there, some more with programmatic
@@ -107,11 +108,18 @@ def _refuses(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> 
         return f"N = {shape.n} is no multiple of {BLOCK_ROWS}"
     if chip.version < MINIMUM_VERSION:
         return f"compute capability {chip.compute_capability} has no INT8 MMA m16n8k32 (8.0 and later)"
-    if tile["row_warps"] > 1 and chip.version < _ROW_WARPS_SINCE:
-        return f"several row warps need compute capability 9.0, not {chip.compute_capability}"
+    if chip.version < _BULK_COPIES_SINCE and (what := _by_bulk_copies(granularity, tile)):
+        return f"{what} need compute capability 9.0, not {chip.compute_capability}"
     if (needed := shared_bytes(tile, granularity)) > chip.shared_bytes:
         return f"needs {needed} bytes of shared memory a CTA, {chip.compute_capability} has {chip.shared_bytes}"
     return ""
+
+
+def _by_bulk_copies(granularity: Granularity, tile: Tile) -> str:
+    """What only works where copies are bulk copies; "" for nothing."""
+    if tile["row_warps"] > 1:
+        return "several row warps"
+    return "group scales of 80 rows a warp" if granularity == "g128i" and tile["rows"] == _FIVE_TILES else ""
 
 
 # l2.read over memory.read of an H100, 6921 to 3054 GB/s when the preference was fitted (6990 in the profile that is

@@ -234,6 +234,12 @@ def test_refusals(tile: Tile, shape: Shape, chip: Chip, reason: str) -> None:
     assert CHANNEL.refuses(tile_of(tokens=64, rows=32, warps=2), Shape(64, 4096, 4096), CHIPS["sm_86"]) == ""
 
 
+def test_five_tiles_a_warp_with_group_scales_are_for_bulk_copies() -> None:
+    shape, tile = Shape(1, 4096, 4096), tile_of(rows=80)
+    assert "group scales of 80 rows a warp need compute capability 9.0" in G128I.refuses(tile, shape, CHIPS["sm_80"])
+    assert CHANNEL.refuses(tile, shape, CHIPS["sm_80"]) == G128I.refuses(tile, shape, H100) == ""
+
+
 def test_no_default_where_nothing_is_legal() -> None:
     with pytest.raises(ValueError, match=r"w4a8\.small\.channel cannot run Shape\(m=65"):
         CHANNEL.default(Shape(65, 4096, 4096), H100)
