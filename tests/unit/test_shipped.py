@@ -6,6 +6,7 @@ import pytest
 
 from apex4_probe import shipped
 from apex4_probe.deployment import Profile
+from apex4_probe.kernels import catalogue
 from apex4_probe.overlap import PROXIES, carry_over
 from apex4_probe.rates import Rates
 
@@ -25,6 +26,14 @@ def test_every_shipped_profile_was_measured_in_full_and_is_read_once() -> None:
         assert (profile.origin, profile.provenance.mode) == ("measured", "full")
         assert any(point.origin == "measured" for point in profile.co_issue)
     assert shipped.shipped_profiles() is profiles
+
+
+def test_kernels_that_a_shipped_profile_chose_are_in_the_catalogue() -> None:
+    """Whoever takes a tile out of the catalogue must measure again: ``linear`` refuses a profile that names it."""
+    chosen = [kernel for profile in shipped.shipped_profiles() for table in profile.kernels for kernel in table.kernels]
+    assert chosen
+    for kernel in chosen:
+        assert catalogue.tile_named(catalogue.by_name(kernel.variant), kernel.tile).name == kernel.tile
 
 
 @pytest.mark.parametrize("family", ["mma", "wgmma"])
