@@ -1,8 +1,7 @@
 // INT4 MMAs: native where Tensor Cores have them, up to sm_89. From sm_90 on their nibbles are widened to INT8, each in
 // the upper half of its byte, so 16 times too large: two instructions for eight. Sums are 256 times too large, at most
 // 2^20, and are shifted back exactly. Even and odd nibbles make two INT8 steps of K; as both operands do, it is the same
-// sum. The compiler would emulate mma.sync s4 there, by a function of some hundred instructions, exact where it works:
-// kernels with many sums a thread ended with an illegal instruction on an H100 (NVRTC 13.0).
+// sum. What the compiler makes of mma.sync s4 there, a function for every MMA, executes five times as much.
 #pragma once
 #include "mma.cuh"
 
