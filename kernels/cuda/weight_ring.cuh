@@ -59,15 +59,7 @@ struct Ring {
   __device__ void init() const {}
   __device__ void announce(int, int) const {}
   template <int most>
-  __device__ void copy(int, u32 to, const u8* from, int bytes, u64 /*policy*/) const {
-#pragma unroll
-    for (int at = 0; at < most; at += 512) {
-      const int mine = at + 16 * (threadIdx.x % 32);
-      if (mine < bytes) copy_16_async(to + mine, from + mine);
-    }
-  }
-  template <int most>
-  __device__ void copy(int, u32 to, const u8* from, int bytes) const {
+  __device__ void copy(int, u32 to, const u8* from, int bytes, u64 /*policy, of bulk copies alone*/ = 0) const {
 #pragma unroll
     for (int at = 0; at < most; at += 512) {
       const int mine = at + 16 * (threadIdx.x % 32);
