@@ -397,7 +397,7 @@ extern "C" __global__ void __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THR
     }
     mbarrier_init_fence();
   }
-  if (SPLIT_K > 1) cluster_sync();
+  if (SPLIT_K > 1) cluster_start();
   else __syncthreads();
 
   if (warpgroup == WARPGROUPS) {
