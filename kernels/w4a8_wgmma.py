@@ -90,17 +90,19 @@ def _geometry(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) ->
     return Geometry((grid, 1, 1), threads, shared_bytes(granularity, tile))
 
 
-# For picks without a measurement: clocks, fitted to 258 timings of all tiles on an H100, M = 64 … 4096; rms error 6 %,
-# picks 0.3 % above the fastest tile in the geometric mean, 6 % at most.
+# For picks without a measurement: clocks, fitted to 269 timings on an H100, M = 64 … 4096; rms error 5.5 %, picks 0.4 %
+# above the fastest tile in the geometric mean, 5.5 % at most.
 MACS = 4096  # dense INT8, a clock and SM: datasheet
-SHARED_BYTES = 124  # a clock and SM, of 128: operand B, which each 64 rows read anew, weights, and what copies write
-# From the end of one batch of wgmmas to the issue of the next but one: what a warpgroup takes at least.
-WIDEN_CLOCKS: dict[Granularity, int] = {"channel": 320, "g128i": 380}
-TILE_CLOCKS = 3000  # between two tiles of 128 x 256: epilogue, first operands
-EXCHANGE_CLOCKS = 4300  # of a tile that CTAs share
+SHARED_BYTES = 122  # a clock and SM, of 128: operand B, which each 64 rows read anew, weights, and what copies write
+# What a warpgroup takes at least: from the end of one batch of wgmmas to the issue of the next but one, and before a
+# stage's first to see that the stage is full and to read it.
+WIDEN_CLOCKS: dict[Granularity, int] = {"channel": 260, "g128i": 305}
+STAGE_CLOCKS = 140
+TILE_CLOCKS = 4250  # between two tiles of 128 x 256: epilogue, first operands
+EXCHANGE_CLOCKS = 3450  # of a tile that CTAs share
 PAIR_FACTOR = 1.02  # of the clocks a block, in clusters whose CTAs multiply tiles of their own: measured 1.00 … 1.07
-START_CLOCKS = 3400  # launch, first loads
-MEMORY_BYTES = 1750  # a clock, of all SMs
+START_CLOCKS = 2450  # launch, first loads
+MEMORY_BYTES = 1740  # a clock, of all SMs
 # g128i's blocks begin in the middle of every second line.
 LINE_BYTES: dict[Granularity, int] = {"channel": NIBBLE_BYTES, "g128i": NIBBLE_BYTES + 192}
 
@@ -113,7 +115,7 @@ def clocks(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> fl
     block = max(
         rows * tile["tokens"] * BLOCK_K / MACS,
         (loaded + read) / SHARED_BYTES,
-        row_tiles / tile["warpgroups"] * WIDEN_CLOCKS[granularity],
+        row_tiles / tile["warpgroups"] * WIDEN_CLOCKS[granularity] + STAGE_CLOCKS,
     )
 
     def of_tile(sharers: int, factor: float = 1.0) -> float:
