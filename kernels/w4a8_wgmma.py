@@ -1,8 +1,9 @@
 """W4A8 on Hopper's wgmma: the catalogue's records of ``cuda/w4a8_wgmma.cu``, their tile space and launch geometry.
 
 Tile parameters (the source's header explains them): ``rows`` of W and ``tokens`` of a CTA's tile, consumer
-``warpgroups``, ``stages`` of 128 of K, ``batch`` of wgmmas in flight, ``split_k`` CTAs that share a tile. Counts below
-repeat the source's; the compile tests hold them together.
+``warpgroups``, ``stages`` of 128 of K, ``lag`` stages by which a warpgroup starts behind the one before, ``split_k``
+CTAs that share every tile, ``share_last`` 1: pairs of CTAs share the tiles of a last round that would leave half of
+them idle. Counts below repeat the source's; the compile tests hold them together.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, ti
 from apex4_probe.kernels.wgmma import Wgmma
 
 COMPUTE_CAPABILITY = "9.0"  # wgmma and setmaxnreg belong to sm_90a and to no later architecture (PTX ISA)
-LAG = 1  # stages by which a warpgroup starts behind the one before
+BATCH = 4  # wgmmas of 32 of K between two waits: a row tile's block of K. Two were nowhere faster beyond noise
 WARPGROUP = 128
 WARPGROUP_ROWS = 64  # of one wgmma
 # Eight GPCs of 14, 16 or 18 SMs make an H100's or H200's 132, which of them differs from chip to chip: clusters of four
 # leave two SMs idle in a GPC of 14 or 18. (A chip was seen to run fewer than 32 at once.)
 GPCS = 8
+CTA_SHARED_BYTES = 227 * 1024  # compute capability 9.0 (CUDA C++ Programming Guide)
 
 
 def _slot_bytes(granularity: Granularity) -> int:
@@ -33,13 +35,22 @@ def stage_bytes(granularity: Granularity, tile: Tile) -> int:
 
 def shared_bytes(granularity: Granularity, tile: Tile) -> int:
     """Dynamic shared memory of a CTA: the source's SHARED."""
-    share = tile["tokens"] // tile["split_k"]
-    chunk = next(size for size in (64, 32, 16) if share % size == 0)
+    share = tile["tokens"] // cluster_ctas(tile)
+    finished = tile["tokens"] // tile["split_k"]
     row_tiles = tile["rows"] // WARPGROUP_ROWS // tile["warpgroups"]
-    outputs = 2 * chunk * (WARPGROUP_ROWS * 2 + 16) + share * 8
-    sent = (tile["split_k"] - 1) * row_tiles * share * WARPGROUP_ROWS * 4
+    sent = (tile["split_k"] - 1) * row_tiles * share * WARPGROUP_ROWS * 4  # share_last's lies where stages lay
     barriers = 8 * (2 * tile["stages"] + 2 * tile["warpgroups"])
-    return tile["stages"] * stage_bytes(granularity, tile) + tile["warpgroups"] * (outputs + sent) + barriers
+
+    def with_buffers(tokens: int) -> int:
+        outputs = 2 * tokens * (WARPGROUP_ROWS * 2 + 16) + finished * 8
+        return tile["stages"] * stage_bytes(granularity, tile) + tile["warpgroups"] * (outputs + sent) + barriers
+
+    largest = next(size for size in (64, 32, 16) if share % size == 0)
+    return with_buffers(32 if largest == 64 and with_buffers(64) > CTA_SHARED_BYTES else largest)
+
+
+def cluster_ctas(tile: Tile) -> int:
+    return 2 if tile["share_last"] else tile["split_k"]
 
 
 def _tiles_of(tile: Tile, shape: Shape) -> int:
@@ -47,13 +58,13 @@ def _tiles_of(tile: Tile, shape: Shape) -> int:
 
 
 def clusters(tile: Tile, chip: Chip) -> int:
-    """Clusters of ``split_k`` CTAs that run at once on every chip of this size."""
-    split = tile["split_k"]
-    return chip.sm_count // split if split <= 2 else (chip.sm_count - 2 * GPCS) // split
+    """Clusters that run at once on every chip of this size."""
+    ctas = cluster_ctas(tile)
+    return chip.sm_count // ctas if ctas <= 2 else (chip.sm_count - 2 * GPCS) // ctas
 
 
 def rounds(tile: Tile, shape: Shape, chip: Chip) -> int:
-    """Tiles that the busiest cluster multiplies, one after the other."""
+    """Tiles that the busiest cluster multiplies: one after the other or, of ``share_last``, two at a time."""
     return ceil(_tiles_of(tile, shape) / clusters(tile, chip))
 
 
@@ -62,82 +73,101 @@ def _refuses(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> 
         return f"wgmma exists on compute capability {COMPUTE_CAPABILITY}, this GPU has {chip.compute_capability}"
     if shape.n % BLOCK_ROWS:
         return f"N = {shape.n} is no multiple of {BLOCK_ROWS}"
-    if (blocks := ceil(shape.k / BLOCK_K)) < tile["split_k"]:
-        return f"K = {shape.k} is {blocks} blocks of {BLOCK_K}, fewer than the {tile['split_k']} CTAs that share it"
+    if (blocks := ceil(shape.k / BLOCK_K)) < (sharers := cluster_ctas(tile)):
+        return f"K = {shape.k} is {blocks} blocks of {BLOCK_K}, fewer than the {sharers} CTAs that share it"
     if (needed := shared_bytes(granularity, tile)) > chip.shared_bytes:
         return f"needs {needed} bytes of shared memory a CTA, this GPU has {chip.shared_bytes}"
+    if tile["share_last"] and rounds(tile, shape, chip) % 2 == 0:
+        count, ctas = _tiles_of(tile, shape), 2 * clusters(tile, chip)
+        return f"{count} tiles leave no last round for half of {ctas} CTAs or fewer, which pairs could share"
     return ""
 
 
 def _geometry(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> Geometry:
     """As few CTAs as finish in the same number of rounds: they end together, and a dependent launch finds free SMs."""
-    grid = ceil(_tiles_of(tile, shape) / rounds(tile, shape, chip)) * tile["split_k"]
+    grid = ceil(_tiles_of(tile, shape) / rounds(tile, shape, chip)) * cluster_ctas(tile)
     threads = (tile["warpgroups"] + 1) * WARPGROUP
     return Geometry((grid, 1, 1), threads, shared_bytes(granularity, tile))
 
 
-# For picks without a measurement: clocks, fitted to 258 timings of all tiles on an H100, M = 64 … 4096; rms error 6 %,
-# picks 0.3 % above the fastest tile in the geometric mean, 6 % at most.
+# For picks without a measurement: clocks, fitted to 269 timings on an H100, M = 64 … 4096; rms error 5.5 %, picks 0.4 %
+# above the fastest tile in the geometric mean, 5.5 % at most.
 MACS = 4096  # dense INT8, a clock and SM: datasheet
-SHARED_BYTES = 124  # a clock and SM, of 128: operand B, which each 64 rows read anew, weights, and what copies write
-# From the end of one batch of wgmmas to the issue of the next but one: what a warpgroup takes at least.
-WIDEN_CLOCKS: dict[Granularity, int] = {"channel": 320, "g128i": 380}
-TILE_CLOCKS = 3000  # between two tiles of 128 x 256: epilogue, first operands
-EXCHANGE_CLOCKS = 4300  # of a tile that CTAs share
-START_CLOCKS = 3400  # launch, first loads
-MEMORY_BYTES = 1750  # a clock, of all SMs
+SHARED_BYTES = 122  # a clock and SM, of 128: operand B, which each 64 rows read anew, weights, and what copies write
+# What a warpgroup takes at least: from the end of one batch of wgmmas to the issue of the next but one, and before a
+# stage's first to see that the stage is full and to read it.
+WIDEN_CLOCKS: dict[Granularity, int] = {"channel": 260, "g128i": 305}
+STAGE_CLOCKS = 140
+TILE_CLOCKS = 4250  # between two tiles of 128 x 256: epilogue, first operands
+EXCHANGE_CLOCKS = 3450  # of a tile that CTAs share
+PAIR_FACTOR = 1.02  # of the clocks a block, in clusters whose CTAs multiply tiles of their own: measured 1.00 … 1.07
+START_CLOCKS = 2450  # launch, first loads
+MEMORY_BYTES = 1740  # a clock, of all SMs
 # g128i's blocks begin in the middle of every second line.
 LINE_BYTES: dict[Granularity, int] = {"channel": NIBBLE_BYTES, "g128i": NIBBLE_BYTES + 192}
 
 
 def clocks(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> float:
     """Of the busiest SM."""
-    blocks = ceil(ceil(shape.k / BLOCK_K) / tile["split_k"])
     rows, row_tiles = tile["rows"], tile["rows"] / WARPGROUP_ROWS
     loaded = min(tile["tokens"], shape.m) * BLOCK_K + rows / BLOCK_ROWS * LINE_BYTES[granularity]
     read = row_tiles * tile["tokens"] * BLOCK_K + rows / BLOCK_ROWS * _slot_bytes(granularity)
     block = max(
         rows * tile["tokens"] * BLOCK_K / MACS,
         (loaded + read) / SHARED_BYTES,
-        row_tiles / tile["warpgroups"] * (4 / tile["batch"]) * WIDEN_CLOCKS[granularity],
+        row_tiles / tile["warpgroups"] * WIDEN_CLOCKS[granularity] + STAGE_CLOCKS,
     )
-    each = blocks * block + TILE_CLOCKS * rows * tile["tokens"] / (128 * 256)
-    if tile["split_k"] > 1:
-        each += EXCHANGE_CLOCKS
+
+    def of_tile(sharers: int, factor: float = 1.0) -> float:
+        exchange = EXCHANGE_CLOCKS if sharers > 1 else 0
+        blocks = ceil(ceil(shape.k / BLOCK_K) / sharers)
+        return blocks * block * factor + TILE_CLOCKS * rows * tile["tokens"] / (128 * 256) + exchange
+
+    count = rounds(tile, shape, chip)
+    multiply = count * of_tile(tile["split_k"])
+    if tile["share_last"]:
+        multiply = count // 2 * of_tile(1, PAIR_FACTOR) + count % 2 * of_tile(2)
     memory = shape.n / BLOCK_ROWS * shape.k / BLOCK_K * LINE_BYTES[granularity] / MEMORY_BYTES
-    return START_CLOCKS + max(rounds(tile, shape, chip) * each, memory)
+    return START_CLOCKS + max(multiply, memory)
 
 
 def _default(granularity: Granularity, shape: Shape, chip: Chip) -> Tile:
     fitting = [one for one in TILES if not _refuses(granularity, one, shape, chip)]
-    # Where memory is the bound, the smallest: it starts and ends soonest.
+    # Where memory is the bound, the smallest: it starts and ends soonest. Of equals the first of TILES.
     return min(fitting or TILES, key=lambda one: (clocks(granularity, one, shape, chip), one["rows"] * one["tokens"]))
 
 
-def _tiles(*shapes: tuple[int, int, int, int, int, tuple[int, ...]]) -> tuple[Tile, ...]:
+def _tiles(*shapes: tuple[int, int, int, int, int, tuple[int, ...]], share_last: int = 0) -> tuple[Tile, ...]:
+    names = ("rows", "tokens", "warpgroups", "stages", "lag")
     return tuple(
-        tile(rows=rows, tokens=tokens, warpgroups=warpgroups, stages=stages, batch=batch, split_k=split)
-        for rows, tokens, warpgroups, stages, batch, splits in shapes
+        tile(**dict(zip(names, counts, strict=True)), split_k=split, share_last=share_last)
+        for *counts, splits in shapes
         for split in splits
     )
 
 
-# As many stages as fit for both granularities.
-TILES = _tiles(
-    (128, 256, 2, 4, 4, (1,)),
-    (128, 256, 2, 4, 2, (1,)),
-    (128, 256, 2, 3, 2, (2,)),
-    (192, 192, 3, 4, 2, (1,)),
-    (128, 192, 2, 5, 4, (1,)),
-    (256, 128, 2, 5, 4, (1,)),
-    (192, 128, 3, 5, 4, (1,)),
-    (128, 128, 2, 7, 4, (1,)),
-    (128, 128, 2, 6, 4, (2, 4)),
-    (256, 64, 2, 7, 4, (1, 2)),
-    (256, 64, 2, 6, 4, (4,)),
-    (128, 64, 2, 11, 4, (1, 2, 4)),
-    (256, 32, 2, 9, 4, (1, 2)),
-    (128, 32, 2, 16, 4, (1, 2)),
+# As many stages as fit for both granularities; with outputs turned in buffers of 32 tokens, one more. Of tiles that
+# differ in stages and lag alone, first the one that measured faster.
+TILES = (
+    *_tiles(
+        (128, 256, 2, 5, 1, (1,)),
+        (128, 256, 2, 4, 1, (1,)),
+        (128, 192, 2, 5, 1, (1,)),
+        (256, 128, 2, 5, 1, (1,)),
+        (192, 128, 3, 6, 2, (1,)),
+        (192, 128, 3, 5, 1, (1,)),
+        (128, 128, 2, 7, 2, (1,)),
+        (128, 128, 2, 7, 1, (1,)),
+        (128, 128, 2, 6, 1, (2, 4)),
+    ),
+    *_tiles((128, 256, 2, 5, 2, (1,)), (256, 128, 2, 6, 2, (1,)), (128, 128, 2, 7, 2, (1,)), share_last=1),
+    *_tiles(
+        (256, 64, 2, 7, 1, (1, 2)),
+        (256, 64, 2, 6, 1, (4,)),
+        (128, 64, 2, 11, 1, (1, 2, 4)),
+        (256, 32, 2, 9, 1, (1, 2)),
+        (128, 32, 2, 16, 1, (1, 2)),
+    ),
 )
 
 
@@ -152,7 +182,7 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
         headers=(
             "mma.cuh", "async_copy.cuh", "cluster.cuh", "output.cuh", "output_tile.cuh", "warpgroup.cuh", "widen.cuh",
         ),
-        macros=(("grouped", int(grouped)), ("lag", LAG)),
+        macros=(("grouped", int(grouped)), ("batch", BATCH)),
         tiles=TILES,
         default=lambda shape, chip: _default(granularity, shape, chip),
         refuses=lambda tile, shape, chip: _refuses(granularity, tile, shape, chip),

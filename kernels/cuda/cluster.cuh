@@ -7,6 +7,12 @@ static __device__ __forceinline__ u32 cluster_rank() {
   return rank;
 }
 
+// Of all threads of all CTAs, at the start: barriers that one thread initialised and fenced (mbarrier_init_fence) may
+// be used after. Releases nothing else, which would wait for memory.
+static __device__ __forceinline__ void cluster_start() {
+  asm volatile("barrier.cluster.arrive.relaxed;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // Of all threads of all CTAs; what they wrote before is visible after.
 static __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
@@ -26,8 +32,9 @@ static __device__ __forceinline__ void store_16_async(u32 to, u32 x, u32 y, u32 
                : "memory");
 }
 
+// Says that reads of shared memory have ended. Writes before it are not released: that would wait for stores to L2.
 static __device__ __forceinline__ void mbarrier_arrive_in_cluster(u32 barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // As mbarrier_wait, and what other CTAs did before they arrived is visible.

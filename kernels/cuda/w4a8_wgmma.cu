@@ -21,7 +21,11 @@
 // split K   SPLIT_K CTAs of a cluster share a tile, each has a part of K. At the end each gets its share of the tokens
 //           from the others (st.async into its shared memory), adds and finishes it. Integers: the order is of no
 //           consequence, and there is no workspace.
-// epilogue  scaled, with bias, 16 bit; turned by stmatrix through two buffers of CHUNK tokens; whole lines of out.
+// last      SHARE_LAST: clusters of two, whose CTAs work on tiles of their own. The last round has tiles for half of
+//           the CTAs or fewer: each pair shares one as above, and the round takes half as long. It comes once and ends
+//           the kernel, so sums are sent where the stages lay and take no memory of their own.
+// epilogue  scaled, with bias, 16 bit; turned by stmatrix through two buffers of CHUNK tokens, 64 or what the stages
+//           leave room for; whole lines of out.
 //
 // Bound: the Tensor Core, 4096 MAC a clock and SM; few tokens: memory. Registers: 64 * TOKENS * ROW_TILES / 128
 // accumulators a thread, twice 4 * BATCH of operand A.
@@ -45,19 +49,30 @@ constexpr int TOKEN_TILE = 1024;                                      // 8 token
 constexpr int SLOT = GROUPED ? NIBBLES + 128 : NIBBLES;
 constexpr int X_STAGE = TOKENS / 8 * TOKEN_TILE, W_STAGE = ROWS / 32 * SLOT;
 
-constexpr int SLICE = TOKENS / SPLIT_K;  // tokens that a CTA finishes
-constexpr int CHUNK = SLICE % 64 == 0 ? 64 : SLICE % 32 == 0 ? 32 : 16;
-constexpr int OUT_STRIDE = 64 * 2 + 16;  // of a token: sixteen bytes more, against bank conflicts
-static_assert(SLICE % 16 == 0 && SLICE * SPLIT_K == TOKENS, "");
+constexpr int CLUSTER = SHARE_LAST ? 2 : SPLIT_K;
+static_assert(CLUSTER == SPLIT_K || SPLIT_K == 1, "");
+constexpr int SLICE = TOKENS / CLUSTER;               // tokens that a CTA finishes of a tile that it shares
+constexpr int FINISHED = SHARE_LAST ? TOKENS : SLICE;  // of any tile, at most
+constexpr int OUT_STRIDE = 64 * 2 + 16;                // of a token: sixteen bytes more, against bank conflicts
+static_assert(SLICE % 16 == 0 && SLICE * CLUSTER == TOKENS, "");
 
 // Shared memory. Per warpgroup: two buffers of outputs; scale and sum of the slice's tokens; what other CTAs send.
-constexpr int OUT_BUFFER = CHUNK * OUT_STRIDE, TOKEN_SCALES = SLICE * 8;
+constexpr int W_AT = STAGES * X_STAGE, OUT_AT = W_AT + STAGES * W_STAGE, TOKEN_SCALES = FINISHED * 8;
 constexpr int SENT = ROW_TILES * SLICE * 64 * 4;  // by one CTA to one warpgroup of another
-constexpr int W_AT = STAGES * X_STAGE, OUT_AT = W_AT + STAGES * W_STAGE;
-constexpr int SCALES_AT = OUT_AT + WARPGROUPS * 2 * OUT_BUFFER, SENT_AT = SCALES_AT + WARPGROUPS * TOKEN_SCALES;
-constexpr int BARRIERS_AT = SENT_AT + WARPGROUPS * (SPLIT_K - 1) * SENT;
-constexpr int SHARED = BARRIERS_AT + 8 * (2 * STAGES + 2 * WARPGROUPS);  // what geometry() asks for
-static_assert(SHARED <= 227 * 1024, "");  // of a CTA, compute capability 9.0
+constexpr int ALL_SENT = SHARE_LAST ? 0 : WARPGROUPS * (SPLIT_K - 1) * SENT;  // beside the stages
+static_assert(!SHARE_LAST || WARPGROUPS * SENT <= W_AT, "what is sent lies where tokens lay");
+constexpr int BARRIERS = 8 * (2 * STAGES + 2 * WARPGROUPS);
+constexpr int shared_with(int chunk) {
+  return OUT_AT + WARPGROUPS * (2 * chunk * OUT_STRIDE + TOKEN_SCALES) + ALL_SENT + BARRIERS;
+}
+constexpr int MOST_SHARED = 227 * 1024;  // of a CTA, compute capability 9.0
+constexpr int LARGEST_CHUNK = SLICE % 64 == 0 ? 64 : SLICE % 32 == 0 ? 32 : 16;
+constexpr int CHUNK = LARGEST_CHUNK == 64 && shared_with(64) > MOST_SHARED ? 32 : LARGEST_CHUNK;
+constexpr int SHARED = shared_with(CHUNK);  // what geometry() asks for
+static_assert(SHARED <= MOST_SHARED, "");
+static_assert(!SHARE_LAST || ROW_TILES == 1 || SLICE / CHUNK % 2 == 0, "buffers of outputs take turns");
+constexpr int OUT_BUFFER = CHUNK * OUT_STRIDE, SCALES_AT = OUT_AT + WARPGROUPS * 2 * OUT_BUFFER;
+constexpr int SENT_AT = SHARE_LAST ? 0 : SCALES_AT + WARPGROUPS * TOKEN_SCALES, BARRIERS_AT = SHARED - BARRIERS;
 
 // An SM's 65536 registers: evenly at entry; then the producers keep few, and the consumers share the rest.
 constexpr int ENTRY_REGISTERS = 65536 / THREADS / 8 * 8;
@@ -71,7 +86,8 @@ struct Ring {
   u32 barriers;
   __device__ __forceinline__ u32 full(int stage) const { return barriers + 8 * stage; }
   __device__ __forceinline__ u32 empty(int stage) const { return barriers + 8 * (STAGES + stage); }
-  // Of a warpgroup: other CTAs' sums have come; other CTAs have read this one's.
+  // Of a warpgroup: other CTAs' sums have come; other CTAs have read this one's. SHARE_LAST: the other CTA has read all
+  // of its stages, for all warpgroups the first barrier.
   __device__ __forceinline__ u32 received(int warpgroup) const { return barriers + 8 * (2 * STAGES + warpgroup); }
   __device__ __forceinline__ u32 taken(int warpgroup) const { return received(WARPGROUPS + warpgroup); }
 };
@@ -85,19 +101,35 @@ struct Stage {
   __device__ __forceinline__ int before() const { return index ? index - 1 : STAGES - 1; }
 };
 
-// The tiles of a cluster, and its CTA's part of K.
+// The tiles of a CTA, and its part of their K.
 struct Work {
-  int m, n, k_blocks, first_block, blocks, tile, tiles, stride;
+  int m, n, k_blocks, rank, first_block, blocks, tile, tiles, stride;
+  int owned;                  // SHARE_LAST: tiles of full rounds; a pair of CTAs shares each of the others
+  bool shared = SPLIT_K > 1;  // this tile
 
-  __device__ __forceinline__ Work(int m, int n, int k, int rank) : m(m), n(n), k_blocks(k / 128) {
-    first_block = rank * k_blocks / SPLIT_K;
-    blocks = (rank + 1) * k_blocks / SPLIT_K - first_block;
+  __device__ __forceinline__ Work(int m, int n, int k, int rank) : m(m), n(n), k_blocks(k / 128), rank(rank) {
+    part(SHARE_LAST ? 0 : rank, SPLIT_K);
     tile = blockIdx.x / SPLIT_K, stride = gridDim.x / SPLIT_K;
     tiles = ((n + ROWS - 1) / ROWS) * ((m + TOKENS - 1) / TOKENS);
+    owned = SHARE_LAST ? tiles / stride * stride : tiles;
+    if (SHARE_LAST) share();
+  }
+  __device__ __forceinline__ void part(int index, int of) {  // of K
+    first_block = index * k_blocks / of;
+    blocks = (index + 1) * k_blocks / of - first_block;
+  }
+  // geometry() and refuses() see to it that a tile is left over, and no more than there are pairs.
+  __device__ __forceinline__ void share() {
+    if (shared || tile < owned) return;
+    shared = true, tile = owned + blockIdx.x / CLUSTER;
+    part(rank, CLUSTER);
   }
   __device__ __forceinline__ bool more() const { return tile < tiles; }
   __device__ __forceinline__ Corner at() const { return corner(tile, m, n); }
-  __device__ __forceinline__ void next() { tile += stride; }
+  __device__ __forceinline__ void next() {
+    tile += stride;
+    if (SHARE_LAST) share();
+  }
 };
 
 // One warp; lanes beyond the tile's blocks of 32 rows request nothing.
@@ -246,12 +278,18 @@ struct Consumer {
 
   // Each CTA of the cluster ends with the whole sums of its slice of the tokens, in the first registers.
   __device__ __forceinline__ void exchange(u32 (&sums)[ROW_TILES][WGMMA::ACCUMULATORS], int rank, int round) const {
-    const int sent_at = SENT_AT + warpgroup * (SPLIT_K - 1) * SENT;
-    const u32 received = ring.received(warpgroup), taken = ring.taken(warpgroup);
-    if (thread == 0) mbarrier_arrive_expect(received, (SPLIT_K - 1) * SENT);
-    if (round > 0) mbarrier_wait_in_cluster(taken, (round - 1) & 1);
+    const int sent_at = SENT_AT + warpgroup * (CLUSTER - 1) * SENT;
+    const u32 received = ring.received(warpgroup), taken = ring.taken(SHARE_LAST ? 0 : warpgroup);
+    if (thread == 0) mbarrier_arrive_expect(received, (CLUSTER - 1) * SENT);
+    if (SHARE_LAST) {  // sums overwrite stages: those of both CTAs have been read when all their warps are here
+      __syncwarp();
+      if (lane == 0) mbarrier_arrive_in_cluster(address_in_cta(taken, 1 - rank));
+      mbarrier_wait_in_cluster(taken, 0);
+    } else if (round > 0) {
+      mbarrier_wait_in_cluster(taken, (round - 1) & 1);
+    }
 #pragma unroll
-    for (int r = 0; r < SPLIT_K; r++) {
+    for (int r = 0; r < CLUSTER; r++) {
       if (r == rank) continue;
       const u32 to = address_in_cta(base + sent_at + (rank < r ? rank : rank - 1) * SENT + thread * 16, r);
       const u32 there = address_in_cta(received, r);
@@ -264,17 +302,17 @@ struct Consumer {
         }
     }
 #pragma unroll
-    for (int r = 1; r < SPLIT_K; r++) {
+    for (int r = 1; r < CLUSTER; r++) {
       if (r != rank) continue;
 #pragma unroll
       for (int t = 0; t < ROW_TILES; t++)
 #pragma unroll
         for (int i = 0; i < SLICE / 2; i++) sums[t][i] = sums[t][r * (SLICE / 2) + i];
     }
-    mbarrier_wait_in_cluster(received, round & 1);
+    mbarrier_wait_in_cluster(received, SHARE_LAST ? 0 : round & 1);
     const u8* const from = shared + sent_at + thread * 16;
 #pragma unroll
-    for (int sender = 0; sender < SPLIT_K - 1; sender++)
+    for (int sender = 0; sender < CLUSTER - 1; sender++)
 #pragma unroll
       for (int t = 0; t < ROW_TILES; t++)
 #pragma unroll
@@ -282,6 +320,7 @@ struct Consumer {
           const uint4 part = *(const uint4*)(from + sender * SENT + (t * (SLICE / 8) + i / 4) * 2048);
           sums[t][i] += part.x, sums[t][i + 1] += part.y, sums[t][i + 2] += part.z, sums[t][i + 3] += part.w;
         }
+    if (SHARE_LAST) return;  // nothing more is sent
     sync();
     if (thread < SPLIT_K - 1) mbarrier_arrive_in_cluster(address_in_cta(taken, thread < rank ? thread : thread + 1));
   }
@@ -289,7 +328,7 @@ struct Consumer {
 
 // What the epilogue of a tile wants from global memory, requested before the loop over K.
 struct Scales {
-  static constexpr int MINE = (SLICE + 127) / 128;  // tokens of a thread
+  static constexpr int MINE = (FINISHED + 127) / 128;  // tokens of a thread
   float token_scale[MINE], row_scale[ROW_TILES][2];
   int token_sum[MINE];
   float bias[ROW_TILES][2];
@@ -299,7 +338,7 @@ struct Scales {
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
       const int mine = at.thread + 128 * i;
-      const bool exists = mine < SLICE && token + mine < m;
+      const bool exists = mine < FINISHED && token + mine < m;
       token_scale[i] = exists ? x_scale[token + mine] : 0.0f;
       token_sum[i] = exists ? x_sum[token + mine] : 0;
     }
@@ -314,16 +353,17 @@ struct Scales {
   }
 };
 
-// Scales a warpgroup's sums, from tokens `token` on and rows `row` on, and writes them.
+// Scales a warpgroup's sums, from tokens `token` on and rows `row` on, and writes them: of a shared tile, its slice.
 static __device__ __forceinline__ void store(const Consumer& at, const u32 (&sums)[ROW_TILES][WGMMA::ACCUMULATORS],
-                                             const Scales& scales, int row, int token, int m, int n, Out* out) {
+                                             const Scales& scales, bool shared, int row, int token, int m, int n,
+                                             Out* out) {
   u8* const buffers = at.shared + OUT_AT + at.warpgroup * (2 * OUT_BUFFER);
   // Of two tokens: both scales, then both sums, negative.
   float* const tokens = (float*)(at.shared + SCALES_AT + at.warpgroup * TOKEN_SCALES);
 #pragma unroll
   for (int i = 0; i < Scales::MINE; i++) {
     const int mine = at.thread + 128 * i, place = mine / 2 * 4 + mine % 2;
-    if (SLICE % 128 && mine >= SLICE) continue;
+    if (FINISHED % 128 && mine >= FINISHED) continue;
     tokens[place] = scales.token_scale[i];
     tokens[place + 2] = __int_as_float(-scales.token_sum[i]);
   }
@@ -337,13 +377,14 @@ static __device__ __forceinline__ void store(const Consumer& at, const u32 (&sum
     Out* to = out + (u64)(token + first) * n + row + 64 * t + piece / 2;
     const int exist = row + 64 * t + piece / 2 < n ? m - token - first : 0;
 #pragma unroll
-    for (int chunk = 0; chunk < SLICE; chunk += CHUNK) {
-      u8* const buffer = buffers + (t * (SLICE / CHUNK) + chunk / CHUNK) % 2 * OUT_BUFFER;
+    for (int chunk = 0; chunk < FINISHED; chunk += CHUNK) {
+      if (SHARE_LAST && shared && chunk == SLICE) break;
+      u8* const buffer = buffers + (t * (FINISHED / CHUNK) + chunk / CHUNK) % 2 * OUT_BUFFER;
 #pragma unroll
       for (int tile = 0; tile < CHUNK / 8; tile += 2) {
         const float4 now[2] = {ahead[0], ahead[1]};
         const int next = chunk / 8 + tile + 2;
-        if (next < SLICE / 8) ahead[0] = my_tokens[4 * next], ahead[1] = my_tokens[4 * next + 4];
+        if (next < FINISHED / 8) ahead[0] = my_tokens[4 * next], ahead[1] = my_tokens[4 * next + 4];
         u32 pairs[2][2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
@@ -374,7 +415,7 @@ static __device__ __forceinline__ void store(const Consumer& at, const u32 (&sum
   }
 }
 
-extern "C" __global__ void __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     gemm(const u8* __restrict__ weights, const float* __restrict__ row_scale, const u8* x, const float* x_scale,
          const int* x_sum, const Out* __restrict__ bias, Out* out, u8* /*workspace*/, int m, int n, int k) {
   extern __shared__ __align__(1024) u8 shared[];
@@ -382,7 +423,7 @@ extern "C" __global__ void __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THR
   const int warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0), lane = threadIdx.x % 32;
   const u32 base = shared_address(shared);
   const Ring ring{base + BARRIERS_AT};
-  const int rank = SPLIT_K > 1 ? cluster_rank() : 0;
+  const int rank = CLUSTER > 1 ? cluster_rank() : 0;
   Work work(m, n, k, rank);
 
   launch_dependents();
@@ -391,13 +432,13 @@ extern "C" __global__ void __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THR
       mbarrier_init(ring.full(s), 2);
       mbarrier_init(ring.empty(s), CONSUMERS / 32 * ARRIVALS_A_WARP);
     }
-    for (int w = 0; SPLIT_K > 1 && w < WARPGROUPS; w++) {
+    for (int w = 0; CLUSTER > 1 && w < WARPGROUPS; w++) {
       mbarrier_init(ring.received(w), 1);
-      mbarrier_init(ring.taken(w), SPLIT_K - 1);
+      mbarrier_init(ring.taken(w), SHARE_LAST ? CONSUMERS / 32 : SPLIT_K - 1);
     }
     mbarrier_init_fence();
   }
-  if (SPLIT_K > 1) cluster_sync();
+  if (CLUSTER > 1) cluster_start();
   else __syncthreads();
 
   if (warpgroup == WARPGROUPS) {
@@ -417,15 +458,17 @@ extern "C" __global__ void __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THR
 #pragma unroll 1
     for (int round = 0; work.more(); work.next(), round++) {
       const Corner at = work.at();
-      const int row = at.row + warpgroup * (64 * ROW_TILES), token = at.token + rank * SLICE;
+      const int row = at.row + warpgroup * (64 * ROW_TILES), token = at.token + (work.shared ? rank * SLICE : 0);
       const Scales scales(consumer, row, token, m, n, row_scale, x_scale, x_sum, bias);
       u32 sums[ROW_TILES][WGMMA::ACCUMULATORS];
       consumer.multiply(sums, work, at.row, stage);
-      if constexpr (SPLIT_K > 1) consumer.exchange(sums, rank, round);
-      store(consumer, sums, scales, row, token, m, n, out);
+      if constexpr (CLUSTER > 1) {
+        if (work.shared) consumer.exchange(sums, rank, round);
+      }
+      store(consumer, sums, scales, work.shared, row, token, m, n, out);
     }
   }
-  if (SPLIT_K > 1) {
+  if (CLUSTER > 1) {
     __syncwarp();
     cluster_sync();  // nobody writes into the shared memory of a CTA that has gone
   }

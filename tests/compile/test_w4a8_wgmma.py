@@ -22,6 +22,9 @@ B200 = Chip("10.0", "sm_100a", 148, 227 * 1024)
 VARIANTS = {variant.granularity: variant for variant in w4a8_wgmma.VARIANTS}
 WIDENING = {"channel": 16, "g128i": 44}  # of 64 rows x 128 of K, a thread: the header of the source
 SLACK = 48  # waiting, addresses of stages and descriptors, loop: a block of K
+WIDE = tile(rows=128, tokens=256, warpgroups=2, stages=4, lag=1, split_k=1, share_last=0)
+SHARED = tile(rows=128, tokens=64, warpgroups=2, stages=11, lag=1, split_k=4, share_last=0)
+SHARE_LAST = tile(rows=128, tokens=256, warpgroups=2, stages=5, lag=2, split_k=1, share_last=1)
 CELLS = [
     pytest.param(granularity, one, id=f"{granularity}-{one.name}")
     for granularity, variant in VARIANTS.items()
@@ -58,7 +61,7 @@ def test_hot_loop(granularity: str, one: Tile):
     body = code.hot_loop("IGMMA")
     counts = code.count(body)
     row_tiles = one["rows"] // 64 // one["warpgroups"]
-    batches = row_tiles * 4 // one["batch"]
+    batches = row_tiles * 4 // w4a8_wgmma.BATCH
     blocks = 2 if batches % 2 else 1  # of K, a pass of the loop
 
     def count(opcode: str) -> int:
@@ -72,6 +75,8 @@ def test_hot_loop(granularity: str, one: Tile):
     assert count("BAR") == count("STS") == count("LDG") == 0
     work = row_tiles * (WIDENING[granularity] + 4 + count("LDS") // (blocks * row_tiles)) + 2 * batches
     assert sum(counts.values()) <= blocks * (work + SLACK)
+    waits_for_stores = [i for i in code.instructions if i.opcode == "MEMBAR.ALL.GPU"]
+    assert len(waits_for_stores) == (w4a8_wgmma.cluster_ctas(one) > 1), "at the end, before CTAs of a cluster leave"
 
 
 @pytest.mark.slow
@@ -139,15 +144,17 @@ def test_both_layouts_meet_in_the_tensor_core():
         # stages; two buffers of 64 tokens x 144 bytes and 8 bytes a token for each warpgroup; barriers
         (
             "channel",
-            tile(rows=128, tokens=256, warpgroups=2, stages=4, batch=4, split_k=1),
+            WIDE,
             4 * (256 * 128 + 4 * 2048) + 2 * (2 * 64 * 144 + 256 * 8) + 8 * (8 + 4),
         ),
         # slots of 2176 bytes; what three other CTAs send: 64 rows x 16 tokens x 4 bytes each
         (
             "g128i",
-            tile(rows=128, tokens=64, warpgroups=2, stages=11, batch=4, split_k=4),
+            SHARED,
             11 * (64 * 128 + 4 * 2176) + 2 * (2 * 16 * 144 + 16 * 8 + 3 * 64 * 16 * 4) + 8 * (22 + 4),
         ),
+        # a fifth stage leaves room for buffers of 32 tokens; what the last round sends lies in the stages
+        ("g128i", SHARE_LAST, 5 * (256 * 128 + 4 * 2176) + 2 * (2 * 32 * 144 + 256 * 8) + 8 * (10 + 4)),
     ],
 )
 def test_shared_memory(granularity: str, one: Tile, bytes_: int):
@@ -164,30 +171,52 @@ def test_every_tile_fits_and_is_named_once(granularity: str):
 
 def test_grid_ends_all_its_clusters_together():
     variant = VARIANTS["channel"]
-    wide = tile(rows=128, tokens=256, warpgroups=2, stages=4, batch=4, split_k=1)
-    shared = tile(rows=128, tokens=64, warpgroups=2, stages=11, batch=4, split_k=4)
 
     def grid(one: Tile, m: int, n: int) -> int:
         return variant.geometry(one, Shape(m, n, 4096), H100).grid[0]
 
-    assert grid(wide, 1, 32) == 1
-    assert grid(wide, 1024, 4096) == 128
-    assert grid(wide, 1024, 28672) == 128, "896 tiles in seven rounds"
-    assert grid(wide, 1024, 6144) == 96, "192 tiles in two rounds"
-    assert grid(shared, 64, 2048) == 64, "16 tiles, four CTAs each"
-    assert grid(shared, 64, 4096) == 64, "32 tiles in two rounds of 16 clusters: 29 run at once on every chip"
-    assert grid(shared, 64, 6144) == 96, "48 tiles in two rounds of 24 clusters"
+    assert grid(WIDE, 1, 32) == 1
+    assert grid(WIDE, 1024, 4096) == 128
+    assert grid(WIDE, 1024, 28672) == 128, "896 tiles in seven rounds"
+    assert grid(WIDE, 1024, 6144) == 96, "192 tiles in two rounds"
+    assert grid(SHARED, 64, 2048) == 64, "16 tiles, four CTAs each"
+    assert grid(SHARED, 64, 4096) == 64, "32 tiles in two rounds of 16 clusters: 29 run at once on every chip"
+    assert grid(SHARED, 64, 6144) == 96, "48 tiles in two rounds of 24 clusters"
+    assert grid(SHARE_LAST, 1, 32) == 2, "one tile, both CTAs of a pair"
+    assert grid(SHARE_LAST, 512, 28672) == 128, "448 tiles: three rounds of 128, then 64 that pairs share"
+    assert grid(SHARE_LAST, 512, 10240) == 108, "160 tiles: one round of 108, then 52 that pairs share"
+
+
+def test_a_shared_last_round_is_run_where_half_of_the_ctas_are_enough_for_it():
+    """The kernel gives tiles of full rounds to CTAs, and of what is left one to each pair: for some and for all."""
+    variant = VARIANTS["channel"]
+    ran = 0
+    for tiles in range(1, 1200):
+        shape = Shape(1, 128 * tiles, 4096)
+        rest = tiles % 132
+        if variant.refuses(SHARE_LAST, shape, H100):
+            assert rest == 0 or rest > 66
+            continue
+        assert 0 < rest <= 66
+        grid = variant.geometry(SHARE_LAST, shape, H100).grid[0]
+        assert grid % 2 == 0 and 0 < grid <= 132
+        assert 0 < tiles % grid <= grid // 2
+        assert tiles // grid == tiles // 132, "as many full rounds as the whole chip needs"
+        ran += 1
+    assert ran == 9 * 66 + 11
 
 
 def test_refusals_say_why():
     refuses = VARIANTS["g128i"].refuses
-    shared = tile(rows=128, tokens=64, warpgroups=2, stages=11, batch=4, split_k=4)
-    assert refuses(shared, Shape(1, 32, 512), H100) == ""
-    assert "9.0" in refuses(shared, Shape(1, 32, 512), A100)
-    assert "10.0" in refuses(shared, Shape(1, 32, 512), B200)
-    assert "N = 4100" in refuses(shared, Shape(1, 4100, 4096), H100)
-    assert "K = 384 is 3 blocks of 128" in refuses(shared, Shape(1, 32, 384), H100)
-    assert "220112" in refuses(shared, Shape(1, 32, 512), Chip("9.0", "sm_90a", 132, 200_000))
+    assert refuses(SHARED, Shape(1, 32, 512), H100) == ""
+    assert "9.0" in refuses(SHARED, Shape(1, 32, 512), A100)
+    assert "10.0" in refuses(SHARED, Shape(1, 32, 512), B200)
+    assert "N = 4100" in refuses(SHARED, Shape(1, 4100, 4096), H100)
+    assert "K = 384 is 3 blocks of 128" in refuses(SHARED, Shape(1, 32, 384), H100)
+    assert refuses(SHARE_LAST, Shape(512, 28672, 4096), H100) == ""
+    assert "896 tiles leave no last round for half of 132 CTAs" in refuses(SHARE_LAST, Shape(1024, 28672, 4096), H100)
+    assert "K = 128 is 1 blocks of 128, fewer than the 2 CTAs" in refuses(SHARE_LAST, Shape(1, 32, 128), H100)
+    assert "220112" in refuses(SHARED, Shape(1, 32, 512), Chip("9.0", "sm_90a", 132, 200_000))
 
 
 @pytest.mark.parametrize("granularity", VARIANTS)
@@ -202,6 +231,32 @@ def test_default_runs_and_fills_the_chip(granularity: str):
     for m, n in ((64, 4096), (256, 4096), (1024, 4096), (4096, 28672)):
         pick = variant.default(Shape(m, n, 4096), H100)
         assert variant.geometry(pick, Shape(m, n, 4096), H100).grid[0] >= 112
+
+
+def test_clocks_of_a_shared_last_round():
+    """Against the same tile whose CTAs share nothing: half of the last tile's K less, an exchange more."""
+    alone = Tile(tuple((key, 0 if key == "share_last" else value) for key, value in SHARE_LAST.parameters))
+    for granularity in VARIANTS:
+        per_block = 128 * 256 * 128 / w4a8_wgmma.MACS  # neither shared memory nor widening takes longer
+
+        def clocks(one: Tile, m: int, n: int, k: int, granularity: str = granularity) -> float:
+            return w4a8_wgmma.clocks(granularity, one, Shape(m, n, k), H100)
+
+        saved = clocks(alone, 512, 28672, 4096) - clocks(SHARE_LAST, 512, 28672, 4096)
+        full_rounds = 3 * 32 * per_block
+        assert saved == pytest.approx(
+            16 * per_block - w4a8_wgmma.EXCHANGE_CLOCKS - (w4a8_wgmma.PAIR_FACTOR - 1) * full_rounds
+        )
+        odd = clocks(alone, 256, 4096, 896) - clocks(SHARE_LAST, 256, 4096, 896)
+        assert odd == pytest.approx(3 * per_block - w4a8_wgmma.EXCHANGE_CLOCKS), "the longer part of seven blocks: four"
+
+
+@pytest.mark.parametrize("granularity", VARIANTS)
+def test_default_shares_an_uneven_last_round_and_no_other(granularity: str):
+    default = VARIANTS[granularity].default
+    assert default(Shape(512, 10240, 8192), H100)["share_last"] == 1, "320 tiles of 128 x 128: 2.5 rounds, not 3"
+    for m, n, k in ((1024, 28672, 4096), (1024, 4096, 14336), (4096, 28672, 4096), (4096, 57344, 8192)):
+        assert default(Shape(m, n, k), H100)["share_last"] == 0
 
 
 def test_records_name_what_they_do():
