@@ -254,6 +254,16 @@ def emulated(rates: Rates) -> str:
     return f"INT4 is emulated on compute capability {where}: {support.reason}"
 
 
+def _as_int8(rates: Rates) -> str:
+    """What becomes of w4a4 checkpoints where the kernels widen INT4 to INT8 (``kernels/cuda/int4_mma.cuh``)."""
+    if rates.architecture.support("mma.s4.m16n8k64").level != "emulated" or rates.architecture.no_int8_plan:
+        return ""
+    return (
+        " Checkpoints quantised to W4A4 run all the same, their values widened to INT8: W4A8 multiplies as many, costs "
+        "no more and keeps eight bits of every activation."
+    )
+
+
 def fits(device: Device, candidate: Candidate, share: float) -> bool:
     """Weights within ``share`` of the memory; a device that does not tell its memory is taken to be large enough."""
     return device.memory_mib is None or candidate.weight_bytes <= share * device.memory_mib * 2**20
@@ -289,7 +299,7 @@ def notes(
     if facts.no_int8_plan:
         yield f"No INT8 plan: {facts.no_int8_plan}."
     if rates.tensor("s4") is None:
-        yield f"No INT4 plan: {emulated(rates)}. What it measures is no INT4 rate."
+        yield f"No INT4 plan: {emulated(rates)}. What it measures is no INT4 rate.{_as_int8(rates)}"
     yield from _listing(rates, sheet)
     if seen := note(co_issue):
         yield seen

@@ -165,6 +165,12 @@ def test_emulated_int4_is_never_planned(device: str) -> None:
     assert "INT4 is emulated on compute capability 9.0" in found.decision.reason
     assert "INT8 Tensor Cores instead: W4A8" in found.decision.reason
     assert not [item for item in found.balance if item.format == "w4a4"]
+    assert any("W4A4 run all the same, their values widened to INT8" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("device", ["A100", "B300"])
+def test_widening_int4_is_not_offered_where_int4_is_native_or_int8_is_slow(device: str) -> None:
+    assert not any("widened to INT8" in note for note in predicted(device).notes)
 
 
 @pytest.mark.parametrize("device", ["B200", "B300", "RTX 5090", "RTX PRO 6000"])
