@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fake_machine
 import pytest
+import recorded_host
 import sample_profile
 from typer.main import get_command
 
@@ -55,8 +56,8 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     """Runs the command line in this process, in an empty folder, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("APEX4_PROBE_DEBUG", raising=False)
-    for module in (flow, verify_job):
-        monkeypatch.setattr(module, "discover", fake_machine.discover_nothing)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_nothing)
+    monkeypatch.setattr(verify_job, "discover", fake_machine.discover_nothing)
 
     def run(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/apex4-probe", *arguments])
@@ -212,7 +213,7 @@ def test_folder_names(name: str, mig: str | None, expected: str) -> None:
 def test_a_measured_run_ends_in_profile_report_and_terminal(
     call: Call, h100: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_one)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_one)
     answer = call("run", "--out", "results/{device}/{date}", "--workload", "decode:64*3,prefill:1024", "--full")
     assert answer.code == 0
     assert answer.err.splitlines() == [" 50% mma.s8.m16n8k32, 0:00 left", "100% planning"]  # no terminal: plain lines
@@ -253,7 +254,7 @@ def test_several_gpus_get_a_folder_each_and_a_busy_one_is_marked(
 def test_everything_is_refused_before_the_gpu_is_touched(
     call: Call, h100: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_one)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_one)
 
     def touched(*_arguments: object, **_options: object) -> None:
         raise AssertionError("measured although the request was bad")
@@ -455,10 +456,10 @@ def test_python_does_what_the_verb_does(h100: None, tmp_path: Path, monkeypatch:
     assert profile.provenance.command == "apex4_probe.run(model='llama-2-7b', format='w4a4', device=0)"
     assert files_in(tmp_path) == []
     assert apex4_probe.run(like="A40").origin == "predicted"
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_two)
+    monkeypatch.setattr(flow, "survey", recorded_host.survey_of("two"))
     with pytest.raises(ApexError, match="names 2"):
         apex4_probe.run(device="all")
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_nothing)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_nothing)
     with pytest.raises(NoGpuError, match="no NVIDIA driver"):
         apex4_probe.run()
     with pytest.raises(ProfileError, match="absent"):
