@@ -52,8 +52,9 @@ def typical(profiles: Mapping[int, Profile]) -> int:
     return min(profiles, key=lambda index: (distance(index), -sum(logs[index][name] for name in shared)))
 
 
-def slow_links(links: Sequence[HostLink]) -> list[str]:
-    """A sentence for every pair whose slower direction is behind the others of the same path by more than noise."""
+def poor_links(links: Sequence[HostLink]) -> list[str]:
+    """A sentence for every pair whose slower direction is behind the others of the same way by more than noise, and for
+    every one that cannot be used."""
     kinds: dict[tuple[str, bool | None], list[HostLink]] = {}
     for item in links:
         if item.link.unsupported is None:

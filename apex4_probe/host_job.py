@@ -18,7 +18,7 @@ from apex4_probe.emit import Display, write_one
 from apex4_probe.errors import ApexError
 from apex4_probe.files import write_set
 from apex4_probe.flow import Question, Request, Targets
-from apex4_probe.host_findings import groups, odd_ones, slow_links
+from apex4_probe.host_findings import groups, odd_ones, poor_links
 from apex4_probe.host_measure import Found, measure_host
 from apex4_probe.host_records import HOST, Host, HostGpu
 from apex4_probe.microbench.together import SECONDS
@@ -101,7 +101,7 @@ def describe_host(targets: Targets, question: Question, request: Request, found:
         links=found.links,
         links_failed=found.links_failed,
         odd=odd_ones(found.profiles),
-        slow_links=slow_links(found.links),
+        poor_links=poor_links(found.links),
         together_s=SECONDS if request.together else None,
         all_reduce=all_reduce_note(
             [item.link for item in found.links],

@@ -53,7 +53,7 @@ def measure_host(
         else:
             found.profiles[gpu.index] = keep(gpu, profile)
     if request.together:
-        _together(list(found.profiles), found, _part(report, end, 1 - end, "together: "))
+        measure_together(list(found.profiles), found, _part(report, end, 1 - end, "together: "))
     return found
 
 
@@ -110,7 +110,7 @@ def _alone(
     return profile
 
 
-def _together(indices: Sequence[int], found: Found, report: Report) -> None:
+def measure_together(indices: Sequence[int], found: Found, report: Report) -> None:
     """Each load on one GPU after another with the others idle, then on all at once; the same process does both."""
     with ExitStack() as stack:
         workers = {

@@ -87,7 +87,7 @@ class Odd(Record):
 
 
 class Host(Record):
-    """``links``: every pair once. ``slow_links``, ``links_failed``, ``all_reduce``: sentences.
+    """``links``: every pair once. ``poor_links``, ``links_failed``, ``all_reduce``: sentences.
 
     ``together_s``: how long each load of the GPUs' ``together`` ran; None: not asked for.
     """
@@ -100,7 +100,7 @@ class Host(Record):
     links: list[HostLink] = Field(default_factory=list)
     links_failed: list[str] = Field(default_factory=list)
     odd: list[Odd] = Field(default_factory=list)
-    slow_links: list[str] = Field(default_factory=list)
+    poor_links: list[str] = Field(default_factory=list)
     all_reduce: str | None = None
     together_s: float | None = None
 

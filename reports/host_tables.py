@@ -43,15 +43,20 @@ def headline(host: Host) -> str:
         verb, others = "differs" if len(odd) == 1 else "differ", "others" if measured > 2 else "other"
         parts.append(f"{_and(odd)} {verb} from the {others} of {'its' if len(odd) == 1 else 'their'} model")
     elif measured > 1:
-        parts.append("none differs from another of its model by more than the spread")
+        models = {(gpu.name, gpu.mig) for gpu in host.measured}
+        parts.append(
+            "no two are of one model, so nothing here tells whether one is slow"
+            if len(models) == measured
+            else "none differs from another of its model by more than the spread"
+        )
     return "; ".join(parts) + "."
 
 
 def sentences(host: Host) -> list[str]:
     """Each odd GPU with its reasons, slow links, and what went wrong."""
     told = [odd_sentence(item) for item in host.odd]
-    told += [f"Slow link: {wording.prose(text)}." for text in host.slow_links]
-    told += [f"Link not measured: {wording.prose(text)}." for text in host.links_failed]
+    told += [f"The link of {wording.prose(text)}." for text in host.poor_links]
+    told += [f"The link of {wording.prose(text)}." for text in host.links_failed]
     told += [
         f"{gpu.label} was not measured together with the others: {wording.prose(gpu.together_failed)}."
         for gpu in host.gpus

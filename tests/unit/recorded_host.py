@@ -1,7 +1,7 @@
 """Hosts of several recorded GPUs, for the command line and for the processes that it starts.
 
-Called as a program it is apex4-probe on such a host: ``python recorded_host.py two run --device all``; its workers are
-this program again, ``python recorded_host.py two worker``, with the GPU's answers recorded and all else the product's.
+Called as a program it is apex4-probe on such a host: ``python recorded_host.py two run --device all``. Its workers are
+``become_worker`` in processes of their own, with the GPU's answers recorded and all else the product's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +23,23 @@ from sample_profile import sample_co_issue, sample_device, sample_measurements, 
 from apex4_probe import flow, gemm_bench, worker, workers
 from apex4_probe.deployment import Device, Measurement, PeerLink, Profile
 from apex4_probe.discovery import LeftOut, LocalGpu, NoGpuError, Survey
+from apex4_probe.host_job import describe_host
+from apex4_probe.host_measure import Found
+from apex4_probe.host_records import Host, HostLink, TogetherFigure
 from apex4_probe.microbench import suite, together
+from apex4_probe.profile_file import seal
 
 HERE = Path(__file__)
 PIDS = "RECORDED_HOST_PIDS"  # a folder in which each worker leaves its process id
 HANG_S = 600.0
+DEVICE = sample_device()
 
 
 @dataclass(frozen=True)
 class Recorded:
     """One GPU. ``factor``: on every rate per second and the SM clock. ``fate``: what happens to it half way through."""
 
-    device: Device = sample_device()
+    device: Device = DEVICE
     factor: float = 1.0
     throttle: tuple[str, ...] = ()
     generation: int = 5  # of its PCIe link
@@ -63,7 +68,8 @@ class Recorded:
 def host_copy(generation: int = 5) -> Measurement:
     return Measurement(
         name="host.to_device", instruction="", unit="GB/s", value=55.0 * 2.0 ** (generation - 5), samples=16,
-        spread=0.004, regime="burst", origin="measured", configuration={"pcie_generation": generation, "pcie_width": 16},
+        spread=0.004, regime="burst", origin="measured",
+        configuration={"pcie_generation": generation, "pcie_width": 16},
     )  # fmt: skip
 
 
@@ -121,9 +127,31 @@ def link(peer: int, rate: float = 370.0, **fields: Any) -> PeerLink:
     return PeerLink(**{**known, **fields})
 
 
+def unusable(peer: int) -> PeerLink:
+    return PeerLink(
+        peer=peer, peer_name="NVIDIA H100 80GB HBM3", path="host_bridge", unsupported="copied data arrive changed"
+    )
+
+
 def profile_of(recorded: Recorded, **changes: Any) -> Profile:
     """What measuring ``recorded`` comes to, without measuring."""
     return sample_profile(device=recorded.device, measurements=recorded.measurements(), **changes)
+
+
+def described(
+    *recorded: Recorded,
+    failed: Mapping[int, str] | None = None,
+    left_out: tuple[LeftOut, ...] = (),
+    links: Sequence[HostLink] = (),
+    together: Mapping[int, list[TogetherFigure]] | None = None,
+) -> tuple[Host, dict[int, Profile]]:
+    """A host's record as the job makes it, and the profiles of those GPUs that did not fail."""
+    failed = failed or {}
+    request = flow.Request(device="all", together=together is not None, command="apex4-probe run --device all")
+    gpus = tuple(local_gpu(index, gpu) for index, gpu in enumerate(recorded))
+    profiles = {index: seal(profile_of(gpu)) for index, gpu in enumerate(recorded) if index not in failed}
+    found = Found(profiles, dict(failed), list(links), together=dict(together or {}))
+    return describe_host(flow.Targets(gpus, left_out), flow.read(request), request, found), profiles
 
 
 # The worker's side
@@ -199,14 +227,13 @@ def opened(index: int) -> Iterator[Any]:
 
 
 def command(name: str) -> tuple[str, ...]:
-    return (sys.executable, str(HERE), name, "worker")
+    """A worker's path holds neither the current folder nor a script's, so this module is told where it lies."""
+    program = f"import sys; sys.path.append({str(HERE.parent)!r}); import recorded_host as r; r.become_worker({name!r})"
+    return (sys.executable, "-c", program)
 
 
 def main() -> None:
     name = sys.argv.pop(1)
-    if sys.argv[1] == "worker":
-        become_worker(name)
-        return
     flow.survey = survey_of(name)  # type: ignore[assignment]
     workers.COMMAND = command(name)
     from apex4_probe.cli import main as apex4_probe

@@ -73,8 +73,8 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """After ``call``: the machine has the sample profile's H100."""
-    for module in (flow, verify_job):
-        monkeypatch.setattr(module, "discover", fake_machine.discover_one)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_one)
+    monkeypatch.setattr(verify_job, "discover", fake_machine.discover_one)
     monkeypatch.setattr(suite, "measure", fake_machine.measure)
     monkeypatch.setattr(suite, "remeasure", fake_machine.remeasure)
     monkeypatch.setattr(gemm_bench, "torch_installed", lambda: False)
@@ -238,19 +238,6 @@ def test_a_measured_run_ends_in_profile_report_and_terminal(
     assert (folder / "report.html").stat().st_size > 1000
 
 
-def test_several_gpus_get_a_folder_each_and_a_busy_one_is_marked(
-    call: Call, h100: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_two)
-    answer = call("run", "--device", "all", "--out", "both")
-    assert answer.code == 0
-    assert "Warning: GPU 1 is busy: 2 other compute processes are on it" in " ".join(answer.out.split())
-    warnings = [load_profile(tmp_path / "both" / gpu / "profile.yaml").provenance.warnings for gpu in ("gpu0", "gpu1")]
-    assert warnings[0] == ["recorded for GPU 0, full=False"]
-    assert warnings[1][0].startswith("GPU 1 is busy")
-    assert warnings[1][1] == "recorded for GPU 1, full=False"
-
-
 def test_everything_is_refused_before_the_gpu_is_touched(
     call: Call, h100: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +263,8 @@ def test_everything_is_refused_before_the_gpu_is_touched(
         ["--out", "taken"],
         ["--out", "a\0b"],
         ["--like", "RTX 0000"],
+        ["--together", "--quiet"],
+        ["--together", "--like", "A100"],
     ):
         answer = call("run", *arguments)
         assert answer.code == 2, arguments
