@@ -84,6 +84,7 @@ def _links(gpus: Sequence[LocalGpu], found: Found, report: Report) -> None:
                         pairs.pop(0)
                     else:
                         report(message["step"], 1 - len(pairs) / count)
+            return
         except WorkerError as error:
             first, second = pairs.pop(0)
             found.links_failed.append(f"GPU {first} and GPU {second}: {error}")
@@ -97,6 +98,7 @@ def _alone(
         "job": "alone",
         "request": asdict(replace(request, device=str(gpu.index))),
         "links": [link.model_dump(mode="json") for link in own],
+        "utilisation": gpu.utilisation,
     }
     profile = None
     with Worker(task) as worker:

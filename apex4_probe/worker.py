@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import IO, Any
 
 from apex4_probe.deployment import PeerLink
@@ -28,11 +29,15 @@ ABANDONED = 3  # exit code: whoever started us is gone
 
 
 def measure_alone(task: Mapping[str, Any], say: Say, _orders: Orders) -> None:
-    """``request``, its device being this GPU alone, and ``links``; says its profile."""
+    """``request``, its device being this GPU alone, and ``links``; says its profile.
+
+    ``utilisation``: of this GPU before the links were measured. NVML's own is of the last second, which may be ours.
+    """
     request = Request(**task["request"])
     links = [PeerLink.model_validate(link) for link in task["links"]]
     question = read(request)
-    (gpu,) = discover(request.device)
+    (found,) = discover(request.device)
+    gpu = replace(found, utilisation=task["utilisation"])
     profile = measure(gpu, question, request, lambda step, share: say("progress", step=step, share=share), links)
     say("profile", profile=profile.model_dump(mode="json"))
 

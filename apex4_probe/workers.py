@@ -68,9 +68,13 @@ class Worker:
             start_new_session=True,
             env={**os.environ, "PYTHONSAFEPATH": "1"},  # modules in the current folder are none of ours
         )
-        self._end = time.monotonic() + self._limits.total_s
-        threading.Thread(target=self._listen, name="worker", daemon=True).start()
-        self.send(self._task)
+        try:
+            self._end = time.monotonic() + self._limits.total_s
+            threading.Thread(target=self._listen, name="worker", daemon=True).start()
+            self.send(self._task)
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -42,10 +42,10 @@ def measure(first: Gpu, second: Gpu, peer_name: str) -> PeerLink:
             unsupported="copied data arrive changed: peer-to-peer traffic is redirected on this host (IOMMU or PCIe "
             "access control services); NCCL needs NCCL_P2P_DISABLE=1 here",
         )
-    there = _timed(first, lambda: pair.copy(0, 1))
-    back = _timed(first, lambda: pair.copy(1, 0))
-    both = _timed(first, pair.both)
-    small = _timed(first, pair.small)
+    there = _timed(first, pair.stream, lambda: pair.copy(0, 1))
+    back = _timed(first, pair.stream, lambda: pair.copy(1, 0))
+    both = _timed(first, pair.stream, pair.both)
+    small = _timed(first, pair.stream, pair.small)
     rates = [size / rate[0] / 1e9 for size, rate in ((pair.size, there), (pair.size, back), (2 * pair.size, both))]
     return PeerLink(
         peer=second.index,
@@ -62,11 +62,11 @@ def measure(first: Gpu, second: Gpu, peer_name: str) -> PeerLink:
     )
 
 
-def _timed(gpu: Gpu, work: Callable[[], None]) -> Rate:
+def _timed(gpu: Gpu, stream: Any, work: Callable[[], None]) -> Rate:
     """Back to back, without the pauses that a burst of arithmetic needs: copies do not meet the power cap."""
     import cupy
 
-    with cupy.cuda.Device(gpu.index):
+    with cupy.cuda.Device(gpu.index), stream:
 
         def once() -> Sample:
             return gpu.timed(work)
@@ -80,7 +80,10 @@ def _timed(gpu: Gpu, work: Callable[[], None]) -> Rate:
 
 
 class _Buffers:
-    """Two buffers on each of the two GPUs, and the copies between them, issued on the first GPU's current stream."""
+    """Two buffers on each of the two GPUs, and the copies between them, issued on the first GPU's ``stream``.
+
+    Not on the default stream, with which copies between GPUs may synchronise.
+    """
 
     def __init__(self, first: Gpu, second: Gpu) -> None:
         import cupy
@@ -96,30 +99,30 @@ class _Buffers:
             with cupy.cuda.Device(index):
                 self._source.append(cupy.zeros(self.size, cupy.uint8))
                 self._target.append(cupy.zeros(self.size, cupy.uint8))
+                cupy.cuda.runtime.deviceSynchronize()
         with cupy.cuda.Device(second.index):
             self._other = cupy.cuda.Stream(non_blocking=True)
             self._arrived = cupy.cuda.Event(disable_timing=True)
         with cupy.cuda.Device(first.index):
+            self.stream = cupy.cuda.Stream(non_blocking=True)
             self._started = cupy.cuda.Event(disable_timing=True)
 
     def copy(self, source: int, target: int, size: int | None = None, stream: Any = None) -> None:
         """From end ``source`` (0 or 1) to end ``target``."""
         to, of = self._target[target].data.ptr, self._source[source].data.ptr
         here, there = self._indices[source], self._indices[target]
-        stream = stream or self._cupy.cuda.get_current_stream()
         size = self.size if size is None else size
-        self._cupy.cuda.runtime.memcpyPeerAsync(to, there, of, here, size, stream.ptr)
+        self._cupy.cuda.runtime.memcpyPeerAsync(to, there, of, here, size, (stream or self.stream).ptr)
 
     def both(self) -> None:
         """Both directions at once: the way back runs on the second GPU's stream, from our start to our end."""
-        current = self._cupy.cuda.get_current_stream()
-        self._started.record(current)
+        self._started.record(self.stream)
         self._other.wait_event(self._started)
         self.copy(0, 1)
         with self._cupy.cuda.Device(self._indices[1]):
             self.copy(1, 0, stream=self._other)
             self._arrived.record(self._other)
-        current.wait_event(self._arrived)
+        self.stream.wait_event(self._arrived)
 
     def small(self) -> None:
         for _ in range(SMALL_COPIES):
@@ -132,10 +135,11 @@ class _Buffers:
         received = []
         for source, target in ((0, 1), (1, 0)):
             with cupy.cuda.Device(self._indices[source]):
-                self._source[source][:size] = cupy.asarray(sent)
-                cupy.cuda.get_current_stream().synchronize()
+                self._source[source][:size].set(sent)
+                cupy.cuda.runtime.deviceSynchronize()
+            with cupy.cuda.Device(self._indices[0]):
                 self.copy(source, target, size)
-                cupy.cuda.get_current_stream().synchronize()
+                self.stream.synchronize()
             with cupy.cuda.Device(self._indices[target]):
                 received.append(self._target[target][:size].get())
         return all(np.array_equal(sent, data) for data in received)

@@ -166,7 +166,8 @@ def become_worker(name: str) -> None:
         recorded = host[int(selection)]
         if recorded.fate == "taken":
             raise NoGpuError("the NVIDIA driver sees no GPU")
-        return [local_gpu(int(selection), recorded)]
+        # NVML's utilisation is of the last second, in which the links were measured.
+        return [replace(local_gpu(int(selection), recorded), utilisation=1.0)]
 
     def measure(index: int, *, full: bool, progress: flow.ProgressCallback) -> suite.MeasuredSet:
         progress("mma.s8.m16n8k32", 0.5)

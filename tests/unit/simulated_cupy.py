@@ -30,10 +30,27 @@ class Buffer:
         machine.buffers.append(self)
 
     def __getitem__(self, part: slice) -> Any:
-        return SimpleNamespace(get=self.content[part].copy)
+        def fill(values: Any) -> None:
+            self.content[part] = values
 
-    def __setitem__(self, part: slice, value: Any) -> None:
-        self.content[part] = value
+        return SimpleNamespace(get=self.content[part].copy, set=fill)
+
+
+class Stream:
+    def __init__(self, number: int) -> None:
+        self.ptr = number
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        pass
+
+    def wait_event(self, _event: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
 
 
 class Machine:
@@ -54,6 +71,7 @@ class Machine:
         self.buffers: list[Buffer] = []
         self.device = 0
         self.enabled: list[tuple[int, int]] = []
+        self.created = 0
         self.streams: dict[int, float] = {}  # seconds of work issued on each
 
     # the module
@@ -73,6 +91,7 @@ class Machine:
             memcpyAsync=self._copy,
             deviceCanAccessPeer=lambda _here, _there: self.reachable,
             deviceEnablePeerAccess=self._enable,
+            deviceSynchronize=lambda: None,
         )
 
     uint8 = np.uint8
@@ -85,14 +104,15 @@ class Machine:
 
     def Stream(self, non_blocking: bool) -> Any:  # noqa: N802
         assert non_blocking
-        return self._stream(1)
+        self.created += 1
+        return Stream(self.created)
 
     def Event(self, disable_timing: bool) -> Any:  # noqa: N802
         assert disable_timing
         return SimpleNamespace(record=lambda _stream: None)
 
     def get_current_stream(self) -> Any:
-        return self._stream(0)
+        return Stream(0)
 
     def zeros(self, size: int, _kind: Any) -> Buffer:
         return Buffer(self, self.device, size)
@@ -105,13 +125,7 @@ class Machine:
             raise CudaError(2)
         return Buffer(self, -1, size)
 
-    def asarray(self, values: Any) -> Any:
-        return values
-
     # its innards
-
-    def _stream(self, number: int) -> Any:
-        return SimpleNamespace(ptr=number, wait_event=lambda _event: None, synchronize=lambda: None)
 
     def _enable(self, peer: int) -> None:
         if (self.device, peer) in self.enabled:

@@ -9,12 +9,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apex4_probe import workers
+from apex4_probe.flow import Request
 from apex4_probe.workers import Limits, Worker, WorkerError
 
 # What every script below begins with: it reads its task and can answer.
@@ -173,3 +175,15 @@ def test_a_worker_whose_caller_is_killed_ends_itself(tmp_path: Path) -> None:
     while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "it works for nobody"
         time.sleep(0.05)
+
+
+def test_the_real_worker_says_why_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    task = {"job": "alone", "request": asdict(Request()), "links": [], "utilisation": None}
+    with (
+        Worker(task, Limits(60.0, 60.0)) as worker,
+        pytest.raises(WorkerError, match="no NVIDIA driver|hides every GPU"),
+    ):
+        list(worker.messages())
+    with Worker({"job": "dance"}, Limits(60.0, 60.0)) as worker, pytest.raises(WorkerError, match="KeyError: 'dance'"):
+        list(worker.messages())
