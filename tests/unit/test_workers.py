@@ -182,7 +182,7 @@ def test_the_real_worker_says_why_there_is_nothing_to_measure(monkeypatch: pytes
     task = {"job": "alone", "request": asdict(Request()), "links": [], "utilisation": None}
     with (
         Worker(task, Limits(60.0, 60.0)) as worker,
-        pytest.raises(WorkerError, match="no NVIDIA driver|hides every GPU"),
+        pytest.raises(WorkerError, match=r"no NVIDIA driver|hides every GPU"),
     ):
         list(worker.messages())
     with Worker({"job": "dance"}, Limits(60.0, 60.0)) as worker, pytest.raises(WorkerError, match="KeyError: 'dance'"):
