@@ -1,32 +1,38 @@
 """The command line. Each verb is one thin function: it turns options into a call that Python can make as well.
 
-Nothing heavy is imported at the top, so that ``--help`` answers at once. Exit codes: 0 answer given, 1 the check
-failed, 2 bad input or environment, 130 interrupted.
+Nothing heavy is imported at the top, so that ``--help`` answers at once; ``cli_frame`` has what the verbs share.
 """
 
 from __future__ import annotations
 
-import functools
-import os
-import shlex
 import sys
-import traceback
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
 
+from apex4_probe.cli_frame import (
+    CHECK_FAILED,
+    INTERRUPTED,
+    NAME,
+    ForceOption,
+    FormatChoice,
+    FormatOption,
+    JsonOption,
+    ModelOption,
+    QualityOption,
+    QuietOption,
+    ShardsOption,
+    SpeedupOption,
+    WorkloadOption,
+    command_line,
+    console,
+    display,
+    one_sentence,
+    profile_path,
+)
 from apex4_probe.errors import ApexError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from apex4_probe.emit import Display
-
-NAME = "apex4-probe"
-CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name=NAME,
@@ -36,17 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Verb = TypeVar("Verb", bound=Callable[..., None])
-
-
-class FormatChoice(str, Enum):
-    auto = "auto"
-    fp16 = "fp16"
-    fp8 = "fp8"
-    w4a16 = "w4a16"
-    w4a8 = "w4a8"
-    w4a4 = "w4a4"
 
 
 class Tiles(str, Enum):
@@ -66,78 +61,6 @@ class ShowFormat(str, Enum):
     md = "md"
     csv = "csv"
     json = "json"
-
-
-# What run and predict ask alike.
-ModelOption = Annotated[
-    str, typer.Option(help="A preset such as llama-3-8b, or the path of a Hugging Face config.json.")
-]
-WorkloadOption = Annotated[str, typer.Option(help="What the GPU will be asked: phase:M[*weight], joined by commas.")]
-FormatOption = Annotated[
-    FormatChoice, typer.Option(help="auto chooses among all formats; a name asks which granularity within it.")
-]
-QualityOption = Annotated[
-    float, typer.Option(help="Largest expected loss, in nats per token, that --format auto accepts.")
-]
-SpeedupOption = Annotated[float, typer.Option(help="Smallest speed-up over FP16 that --format w4a4 accepts.")]
-ShardsOption = Annotated[int, typer.Option(help="Tensor-parallel shards to plan for.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Let a predicted profile replace a measured one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the profiles as JSON on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-
-
-def one_sentence(verb: Verb) -> Verb:
-    """Turn every failure into one sentence on stderr and an exit code; APEX4_PROBE_DEBUG=1 shows the traceback too."""
-
-    @functools.wraps(verb)
-    def guarded(*args: Any, **options: Any) -> None:
-        try:
-            verb(*args, **options)
-            sys.stdout.flush()
-        except ApexError as error:
-            _fail(str(error), BAD_INPUT)
-        except KeyboardInterrupt:
-            _fail("interrupted; no partial file was left", INTERRUPTED)
-        except BrokenPipeError:
-            # The reader (head, less) has seen enough. The interpreter's own flush at exit must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:
-            _fail(f"{error.filename or 'the system'}: {error.strerror or error}", BAD_INPUT)
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            what = " ".join(str(error).split())[:300]
-            _fail(f"internal error: {type(error).__name__}: {what} (APEX4_PROBE_DEBUG=1 shows where)", BAD_INPUT)
-
-    return guarded  # type: ignore[return-value]  # same signature, by functools.wraps
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    if os.environ.get("APEX4_PROBE_DEBUG") == "1":
-        traceback.print_exc()
-    print(f"{NAME}: {sentence}", file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def _console(quiet: bool = False, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    class PipeConsole(Console):
-        def on_broken_pipe(self) -> None:
-            """Rich would exit with 1, which here means that a check failed."""
-            raise BrokenPipeError
-
-    return PipeConsole(quiet=quiet, stderr=stderr, highlight=False)
-
-
-def _display(quiet: bool, json: bool) -> Display:
-    from apex4_probe.emit import Display
-
-    return Display(
-        figures=_console(quiet=quiet or json),
-        remarks=_console(quiet=quiet, stderr=json),
-        progress=_console(quiet=quiet, stderr=True),
-    )
 
 
 def _version(wanted: bool) -> None:
@@ -178,6 +101,9 @@ def run(
     full: Annotated[
         bool, typer.Option("--full", help="Measure everything (5 minutes rather than 90 seconds).")
     ] = False,
+    together: Annotated[
+        bool, typer.Option("--together", help="Also load all of them at once: power, heat and host links are shared.")
+    ] = False,
     like: Annotated[
         str | None, typer.Option(metavar="NAME", help='Predict another GPU from its datasheet, e.g. "RTX 3090".')
     ] = None,
@@ -190,7 +116,8 @@ def run(
 ) -> None:
     """Measure this GPU, decide which 4-bit format and granularity pay, and write the deployment profile.
 
-    Without a GPU it says so and predicts from datasheets instead: every figure is then marked predicted.
+    Without a GPU it says so and predicts from datasheets instead: every figure is then marked predicted. Several GPUs
+    get a profile each and a table that names the odd one out; it exits with 1 when one of them could not be measured.
     """
     from apex4_probe.emit import as_json
     from apex4_probe.flow import Request
@@ -205,13 +132,16 @@ def run(
         tensor_parallel=tp,
         device=device,
         full=full,
+        together=together,
         like=like,
         require_gpu=require_gpu,
-        command=_command_line(),
+        command=command_line(),
     )
-    profiles = run_job(request, out, force=force, display=_display(quiet, json))
+    answer = run_job(request, out, force=force, display=display(quiet, json))
     if json:
-        print(as_json(profiles.items()))
+        print(as_json(answer.profiles.items(), answer.host))
+    if not answer.complete:
+        raise typer.Exit(CHECK_FAILED)
 
 
 @app.command()
@@ -258,7 +188,7 @@ def predict(
         if json:
             print(job.list_json())
         else:
-            job.print_list(_console())
+            job.print_list(console())
         return
     if quiet and out is None and not json:
         raise ApexError("predict: --quiet without --out or --json would answer nowhere: add one of them")
@@ -269,9 +199,9 @@ def predict(
         max_quality_loss=max_quality_loss,
         min_speedup=min_speedup,
         tensor_parallel=tp,
-        command=_command_line(),
+        command=command_line(),
     )
-    answers = job.predict_job(device, request, out, force=force, display=_display(quiet, json))
+    answers = job.predict_job(device, request, out, force=force, display=display(quiet, json))
     if json:
         print(as_json(answers))
 
@@ -296,7 +226,7 @@ def show(
     if json and format is not None and format is not ShowFormat.json:
         raise ApexError(f"show: --json and --format {format.value} exclude each other: choose one")
     chosen = ShowFormat.json if json else format or ShowFormat.table
-    show_job(load_profile(_profile_path(profile)), chosen.value, describe, _console())
+    show_job(load_profile(profile_path(profile)), chosen.value, describe, console())
 
 
 @app.command()
@@ -343,9 +273,9 @@ def compare(
         min_speedup=min_speedup,
         tensor_parallel=tp,
         prices=tuple(price or ()),
-        command=_command_line(),
+        command=command_line(),
     )
-    figures, remarks = _console(quiet=quiet or json), _console(quiet=quiet, stderr=json)
+    figures, remarks = console(quiet=quiet or json), console(quiet=quiet, stderr=json)
     comparison = job.compare_job(wishes, out, figures=figures, remarks=remarks)
     if json:
         print(job.as_json(comparison))
@@ -364,11 +294,11 @@ def verify(
     """Does this profile still hold on this machine? Exits with 1 when it does not."""
     from apex4_probe import verify_job as check
 
-    outcome = check.verify(_profile_path(profile), device=device, measure=measure)
+    outcome = check.verify(profile_path(profile), device=device, measure=measure)
     if json:
         print(check.as_json(outcome))
     else:
-        check.print_outcome(outcome, _console())
+        check.print_outcome(outcome, console())
     if not outcome.holds:
         raise typer.Exit(CHECK_FAILED)
 
@@ -443,9 +373,9 @@ def bench(
         peers=peers,
         check=check,
         device=device,
-        command=_command_line(),
+        command=command_line(),
     )
-    timed = job.bench_job(request, out, display=_display(quiet, json))
+    timed = job.bench_job(request, out, display=display(quiet, json))
     if json:
         print(bench_json(timed))
     if job.wrong(timed):
@@ -460,9 +390,9 @@ def _bench_sass(arch: str | None, variants: str, tiles: Tiles, out: str | None, 
         architectures=job.DEFAULT_ARCHITECTURES if arch is None else arch,
         variants=variants,
         tiles="all" if tiles is Tiles.all else "default",
-        command=_command_line(),
+        command=command_line(),
     )
-    report = job.sass_job(request, out, display=_display(quiet, json))
+    report = job.sass_job(request, out, display=display(quiet, json))
     if json:
         print(sass_json(report))
 
@@ -480,7 +410,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings
     if json:
         print(clinic.as_json(findings))
     else:
-        clinic.print_findings(findings, _console())
+        clinic.print_findings(findings, console())
     if not clinic.healthy(findings):
         raise typer.Exit(CHECK_FAILED)
 
@@ -491,15 +421,6 @@ def _refuse_given(context: typer.Context, options: dict[str, str], why: str) -> 
         source = context.get_parameter_source(parameter)
         if source is not None and source.name == "COMMANDLINE":
             raise ApexError(f"bench: {option} does not go with --sass: {why}")
-
-
-def _profile_path(path: Path) -> Path:
-    return path / "profile.yaml" if path.is_dir() else path
-
-
-def _command_line() -> str:
-    """As typed, so that the profile says how to get it again; the program's path is nobody's business."""
-    return shlex.join([NAME, *sys.argv[1:]])
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 from apex4_probe import verification
 from apex4_probe.compare_records import Change, Difference, Pair, Significance, Subject
-from apex4_probe.deployment import Measurement
+from apex4_probe.deployment import Measurement, Profile
 
 # "Cards of one name differ by 4 %" in T op/s, cycles by 0.1 % (H100 80GB HBM3, measured by this project); the upper end
 # of the 4 to 5 % that the planner's margin reckons with.
@@ -32,7 +32,7 @@ def _pair(first: Subject, second: Subject) -> Pair:
     origins = {first.profile.origin, second.profile.origin}
     differences = _differences(first, second)
     if origins == {"measured"}:
-        return Pair(first, second, ONE_CARD, differences, _measured_changes(first, second))
+        return Pair(first, second, ONE_CARD, differences, measured_changes(first.profile, second.profile))
     if origins == {"predicted"}:
         return Pair(first, second, BOTH_PREDICTED, differences, ())
     return Pair(first, second, PREDICTED, differences, _prediction_error(first, second))
@@ -51,10 +51,11 @@ def _differences(first: Subject, second: Subject) -> tuple[Difference, ...]:
     return tuple(differences)
 
 
-def _measured_changes(first: Subject, second: Subject) -> tuple[Change, ...]:
-    spreads = _spreads(first.profile.measurements), _spreads(second.profile.measurements)
+def measured_changes(first: Profile, second: Profile) -> tuple[Change, ...]:
+    """Every figure that both measured, per second and per clock, second over first."""
+    spreads = _spreads(first.measurements), _spreads(second.measurements)
     changes = []
-    for drift in verification.drift(first.profile.measurements, second.profile.measurements):
+    for drift in verification.drift(first.measurements, second.measurements):
         per_clock = drift.unit.endswith("/clk/SM")
         floor = verification.PER_CLOCK_FLOOR if per_clock else verification.PER_SECOND_FLOOR
         bound = max(floor, (spreads[0].get(drift.name, 0.0) + spreads[1].get(drift.name, 0.0)) / 2)

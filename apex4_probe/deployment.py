@@ -15,13 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA_VERSION = "1.1"  # major.minor: a reader refuses another major and ignores fields that a newer minor added
+SCHEMA_VERSION = "1.2"  # major.minor: a reader refuses another major and ignores fields that a newer minor added
 PEAK_TOLERANCE = 1.02  # of the physical peak: a reading above it is the timer's error or a loop the compiler emptied
 
 Origin = Literal["measured", "predicted", "datasheet"]
 Format = Literal["fp16", "fp8", "w4a16", "w4a8", "w4a4"]
 Granularity = Literal["none", "channel", "a128i", "g128", "g64", "g32", "g128i", "mixed"]
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
+# What connects two GPUs: NVLink, else NVML's topology levels from the nearest (one board) to the farthest
+LinkPath = Literal[
+    "nvlink", "board", "pcie_switch", "pcie_switches", "host_bridge", "numa_node", "between_cpus", "unknown"
+]
 
 
 class Record(BaseModel):
@@ -122,6 +126,44 @@ class Measurement(Record):
                 else f"{self.name!r:.60} has a value and is called unsupported"
             )
         return self
+
+
+class PeerLink(Record):
+    """The way from this GPU to another one of its host, and what copies over it reach.
+
+    ``peer``: CUDA's number of the other GPU when this was measured. ``path``: as NVML tells it; ``nvlinks``: active
+    ones between the two, or from this GPU into an NVSwitch. ``peer_access``: copies go straight; False: the driver
+    stages them in host memory. GB/s is 10^9 bytes; ``both_gb_per_s``: the sum of both directions at once.
+    ``copy_us``: of 16 bytes, many copies back to back. ``spread``: the largest of the three rates'. Rates are None
+    exactly when ``unsupported`` says why they cannot be had.
+    """
+
+    peer: int = Field(ge=0)
+    peer_name: str
+    path: LinkPath
+    nvlinks: int | None = Field(default=None, ge=0)
+    peer_access: bool | None = None
+    to_peer_gb_per_s: float | None = Field(default=None, gt=0)
+    from_peer_gb_per_s: float | None = Field(default=None, gt=0)
+    both_gb_per_s: float | None = Field(default=None, gt=0)
+    copy_us: float | None = Field(default=None, gt=0)
+    samples: int = Field(default=0, ge=0)
+    spread: float | None = Field(default=None, ge=0)
+    origin: Origin = "measured"
+    unsupported: str | None = None
+
+    @model_validator(mode="after")
+    def _rates_or_the_reason_why_not(self) -> PeerLink:
+        rates = (self.to_peer_gb_per_s, self.from_peer_gb_per_s, self.both_gb_per_s, self.copy_us)
+        if any((rate is None) == (self.unsupported is None) for rate in rates):
+            raise ValueError(f"the link to GPU {self.peer} needs all its rates, or none and the reason (unsupported)")
+        return self
+
+    def mirrored(self, peer: int, peer_name: str) -> PeerLink:
+        """The same link as the other end sees it; ``peer``, ``peer_name``: this end."""
+        there, back = self.to_peer_gb_per_s, self.from_peer_gb_per_s
+        swapped = {"to_peer_gb_per_s": back, "from_peer_gb_per_s": there}
+        return self.model_copy(update={"peer": peer, "peer_name": peer_name, **swapped})
 
 
 class CoIssue(Record):
@@ -348,13 +390,16 @@ class Profile(Record):
     layers: list[LayerPlan]
     kernels: list[KernelTable] = []  # what runtime.linear launches; empty: nothing was tuned, its defaults hold
     gemm_timings: list[GemmTiming] = []  # each candidate's best tile by GEMM and M, the baselines included
+    links: list[PeerLink] = []  # to the other GPUs of the host that were measured in the same run
     rejected: list[Rejected] = []
     notes: list[str] = []  # sentences for the reader: block scales in hardware, tcgen05 not probed, …
     checksum: str = ""
 
     def to_frame(
         self,
-        section: Literal["measurements", "co_issue", "balance", "layers", "kernels", "gemm_timings"] = "measurements",
+        section: Literal[
+            "measurements", "co_issue", "balance", "layers", "kernels", "gemm_timings", "links"
+        ] = "measurements",
     ) -> DataFrame:
         """A section as a pandas DataFrame: a row a record, the schema's names and units; what is absent is NaN.
 
@@ -374,6 +419,7 @@ class Profile(Record):
             "co_issue": (CoIssue, self.co_issue),
             "balance": (StrategyBalance, self.balance),
             "gemm_timings": (GemmTiming, self.gemm_timings),
+            "links": (PeerLink, self.links),
         }
         return frames.flat(*frames.section_of(records, section), about)
 
@@ -398,6 +444,7 @@ class Profile(Record):
             *((f"layers: {layer.role}", time.origin) for layer in self.layers for time in layer.times),
             *((f"kernels: {kernel.variant!r}", kernel.origin) for table in self.kernels for kernel in table.kernels),
             *((f"gemm_timings: {timing.variant!r}", timing.origin) for timing in self.gemm_timings),
+            *((f"links: to GPU {link.peer}", link.origin) for link in self.links),
         ]
         for place, origin in places:
             if origin == "measured":

@@ -47,6 +47,10 @@ SPEEDUP = (
     "Time of all linear layers over the workload in FP16, over that of the plan; the interval runs from no overlap of "
     "the pipes to full overlap."
 )
+LINKS = (
+    "Copies from this GPU's memory to another GPU's, back, and both ways at once, by the copy engines, 10^9 bytes per "
+    "second; and the time of a copy of 16 bytes."
+)
 LOSS = "Quality that the plan is expected to lose, in nats per token over FP16, from a prior of one small model."
 
 
@@ -81,6 +85,8 @@ def descriptions(profile: Profile) -> list[tuple[str, str]]:
     for item in profile.balance:
         for pipe in item.pipes:
             found.setdefault(f"balance {pipe}", PIPES.get(pipe, UNKNOWN))
+    if profile.links:
+        found["links"] = LINKS
     if profile.decision.speedup_fp16 is not None:
         found["speed-up"] = SPEEDUP
     if profile.decision.expected_loss is not None:

@@ -74,6 +74,23 @@ class LocalGpu:
         return None
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A GPU that was asked for and cannot be measured. ``index``: CUDA's number; None: CUDA does not show it."""
+
+    index: int | None
+    nvml_index: int | None
+    name: str
+    reason: str  # and what to do about it
+    failed: bool  # False: it is set up so (MIG), which is no fault
+
+
+@dataclass(frozen=True)
+class Survey:
+    gpus: tuple[LocalGpu, ...]
+    left_out: tuple[LeftOut, ...]
+
+
 def discover(
     selection: str | int | None = "0",
     *,
@@ -85,6 +102,24 @@ def discover(
 
     Raises NoGpuError where there is none to measure, ApexError where one is there and cannot be used.
     """
+    found = survey(selection, nvml_library=nvml_library, cuda_devices=cuda_devices, driver_cuda=driver_cuda)
+    unusable = [item.reason for item in found.left_out if item.index is not None]
+    if unusable:
+        raise ApexError(unusable[0])
+    return list(found.gpus)
+
+
+def survey(
+    selection: str | int | None = "0",
+    *,
+    nvml_library: Any = None,
+    cuda_devices: Callable[[], list[CudaDevice]] | None = None,
+    driver_cuda: Callable[[], int | None] = usable_cuda_version,
+) -> Survey:
+    """As ``discover``, but a GPU that cannot be used stands beside those that can, with its reason.
+
+    "all" also names the GPUs that NVML lists and CUDA does not show, unless CUDA_VISIBLE_DEVICES hides them on purpose.
+    """
     try:
         with Nvml(nvml_library) as nvml:
             _require_driver(nvml.driver_version(), nvml.cuda_version())
@@ -93,7 +128,17 @@ def discover(
             visible = (cuda_devices or partial(devices_of_cupy, nvml.cuda_version()))()
             if not visible:
                 raise _nothing_visible(nvml)
-            return [_local_gpu(nvml, visible[ordinal]) for ordinal in select(selection, len(visible))]
+            gpus: list[LocalGpu] = []
+            left_out: list[LeftOut] = []
+            for ordinal in select(selection, len(visible)):
+                cuda = visible[ordinal]
+                try:
+                    gpus.append(_local_gpu(nvml, cuda))
+                except ApexError as error:
+                    left_out.append(LeftOut(ordinal, None, cuda.name, str(error), failed=True))
+            if str(selection).strip().lower() == "all" and os.environ.get("CUDA_VISIBLE_DEVICES") is None:
+                left_out += _not_shown(nvml, visible, gpus)
+            return Survey(tuple(gpus), tuple(left_out))
     except NvmlMissingError as error:
         if driver_cuda() is not None:
             raise ApexError(
@@ -186,6 +231,40 @@ def _nothing_visible(nvml: Nvml) -> NoGpuError:
     if any(nvml.mig_enabled(handle) and not nvml.mig_slices(handle) for handle in handles if handle is not None):
         return NoGpuError("the GPU is in MIG mode and has no slice (create one: nvidia-smi mig -cgi … -C)")
     return NoGpuError("NVML lists a GPU and CUDA sees none (check that /dev/nvidia* and nvidia-uvm are accessible)")
+
+
+def _not_shown(nvml: Nvml, visible: Sequence[CudaDevice], gpus: Sequence[LocalGpu]) -> list[LeftOut]:
+    """GPUs that NVML lists and none of CUDA's devices is on, with the reason as far as NVML knows it."""
+    shown = {gpu.nvml_index for gpu in gpus}
+    for cuda in visible:
+        with suppress(ApexError):
+            board = nvml.handle_by_pci_bus_id(cuda.pci_bus_id)
+            shown.add(None if board is None else nvml.index(board))
+    found = []
+    for index in range(nvml.device_count()):
+        if index in shown:
+            continue
+        try:
+            board = nvml.handle(index)
+            name = nvml.name(board) or "GPU"
+            slices = nvml.mig_slices(board) if nvml.mig_enabled(board) else None
+        except ApexError as error:
+            found.append(LeftOut(None, index, "GPU", str(error), failed=True))
+            continue
+        found.append(LeftOut(None, index, name, _why_not_shown(nvml, slices), failed=slices is None))
+    return found
+
+
+def _why_not_shown(nvml: Nvml, slices: Sequence[Any] | None) -> str:
+    if slices is None:
+        return "CUDA does not show it to this process (nvidia-smi and the kernel log, dmesg, may say why)"
+    if not slices:
+        return "it is in MIG mode and has no slice (create one: nvidia-smi mig -cgi … -C)"
+    uuid = nvml.uuid(slices[0]) or "MIG-…"
+    return (
+        f"it is cut into {len(slices)} MIG slice{'s' if len(slices) > 1 else ''}, of which CUDA shows a process one at "
+        f"most: measure one by itself, CUDA_VISIBLE_DEVICES={uuid} apex4-probe run"
+    )
 
 
 def _cuda_device(runtime: Any, ordinal: int) -> CudaDevice:

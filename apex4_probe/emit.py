@@ -13,6 +13,7 @@ from rich.console import Console
 from apex4_probe.deployment import Profile
 from apex4_probe.errors import ApexError
 from apex4_probe.files import write_set
+from apex4_probe.host_records import Host
 from apex4_probe.output_folder import PROFILE, slug
 from apex4_probe.profile_file import load_profile, profile_text, refuse_to_lose_measurements
 
@@ -60,13 +61,17 @@ def write_many(profiles: Sequence[Profile], folder: Path, force: bool) -> tuple[
     return written, f"\n{len(named)} profiles in {folder}{unchanged}."
 
 
-def as_json(profiles: Iterable[tuple[Path | None, Profile]]) -> str:
-    """The same shape for one profile and for many; ``path`` is null where nothing was written."""
+def as_json(profiles: Iterable[tuple[Path | None, Profile]], host: Host | None = None) -> str:
+    """The same shape for one profile and for many; ``path`` is null where nothing was written.
+
+    ``host``: of several GPUs that were measured, what ``host.json`` holds.
+    """
     entries = [
         {"path": None if path is None else str(path), "profile": profile.model_dump(mode="json")}
         for path, profile in profiles
     ]
-    return json.dumps({"profiles": entries}, indent=2, allow_nan=False)
+    about = {} if host is None else {"host": host.model_dump(mode="json", exclude_none=True)}
+    return json.dumps({"profiles": entries, **about}, indent=2, allow_nan=False)
 
 
 def answer(profile: Profile) -> dict[str, Any]:

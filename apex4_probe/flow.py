@@ -22,11 +22,12 @@ from apex4_probe.deployment import (
     Format,
     GemmTiming,
     Measurement,
+    PeerLink,
     Profile,
     Provenance,
     WorkloadRecord,
 )
-from apex4_probe.discovery import LocalGpu, NoGpuError, discover, environment
+from apex4_probe.discovery import LeftOut, LocalGpu, NoGpuError, environment, survey
 from apex4_probe.errors import ApexError
 from apex4_probe.models import DEFAULT_MODEL, Model, load_model, shard
 from apex4_probe.workload import DEFAULT_WORKLOAD, parse_workload
@@ -53,6 +54,7 @@ class Request:
     tensor_parallel: int = 1
     device: str | int = "0"
     full: bool = False
+    together: bool = False
     like: str | None = None
     require_gpu: bool = False
     command: str = ""
@@ -68,9 +70,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a request comes down to on this machine: GPUs to measure, or datasheets to predict from and why."""
+    """What a request comes down to on this machine: GPUs to measure, or datasheets to predict from and why.
+
+    ``left_out``: GPUs that were asked for and cannot be measured; their reasons stand in the host's table.
+    """
 
     gpus: tuple[LocalGpu, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     datasheets: tuple[Datasheet, ...] = ()
     reason: str = ""
 
@@ -79,10 +85,15 @@ class Targets:
         return bool(self.gpus)
 
     @property
+    def several(self) -> bool:
+        """Whether this is about a host rather than about one GPU."""
+        return len(self.gpus) + len(self.left_out) > 1
+
+    @property
     def first_line(self) -> str:
         """What a reader must know before any figure."""
         if self.measured:
-            return "Measuring " + ", ".join(describe(gpu) for gpu in self.gpus) + "."
+            return f"Measuring {_listed(self.gpus)}."
         return f"Nothing was measured: {self.reason}. Every figure below is predicted from datasheets."
 
 
@@ -109,25 +120,44 @@ def read(request: Request) -> Question:
 
 
 def find_targets(request: Request) -> Targets:
-    """GPUs, else datasheets. Raises ApexError for an unknown --like or a GPU that cannot be used."""
+    """GPUs, else datasheets. Raises ApexError for an unknown --like, or where no GPU that was named can be used."""
     from apex4_probe.datasheets import datasheets, find
 
+    if request.together and request.like is not None:
+        raise ApexError("--like predicts one GPU and --together measures several at once: choose one")
     if request.like is not None:
         if request.require_gpu:
             raise ApexError("--like predicts and --require-gpu insists on measuring: choose one")
         return Targets(datasheets=(find(request.like),), reason=f"--like asks for {find(request.like).name}")
     try:
-        return Targets(gpus=tuple(discover(request.device)))
+        found = survey(request.device)
     except NoGpuError as error:
+        if request.together:
+            raise NoGpuError(f"{error}, and --together measures several GPUs at once") from error
         if request.require_gpu:
             raise NoGpuError(
                 f'{error}, and --require-gpu was given; predict instead: apex4-probe run --like "RTX 3090"'
             ) from error
         return Targets(datasheets=tuple(datasheets()), reason=str(error))
+    if not found.gpus:
+        raise ApexError("; ".join(item.reason for item in found.left_out))
+    if request.together and len(found.gpus) < 2:
+        raise ApexError(
+            f"--together needs two GPUs or more and --device {request.device} gives one: name them, as in "
+            "--device all --together"
+        )
+    return Targets(gpus=found.gpus, left_out=found.left_out)
 
 
-def measure(gpu: LocalGpu, question: Question, request: Request, progress: ProgressCallback) -> Profile:
-    """Measure one GPU and decide. Raises ApexError."""
+def measure(
+    gpu: LocalGpu,
+    question: Question,
+    request: Request,
+    progress: ProgressCallback,
+    links: Sequence[PeerLink] = (),
+) -> Profile:
+    """Measure one GPU and decide. ``links``: to other GPUs of the host, measured before. Raises ApexError."""
+    from apex4_probe.all_reduce import all_reduce_note
     from apex4_probe.architecture import architecture
     from apex4_probe.gemm_bench import torch_installed, why_no_torch
     from apex4_probe.microbench import suite
@@ -147,7 +177,7 @@ def measure(gpu: LocalGpu, question: Question, request: Request, progress: Progr
     progress("planning", 1.0)
     facts = architecture(gpu.device.compute_capability)
     notes = [] if facts.kernels else [f"The kernel catalogue has nothing for this GPU: {facts.kernels_reason}"]
-    return _profile(
+    profile = _profile(
         gpu.device,
         environment(gpu.driver, gpu.cuda),
         measured.measurements,
@@ -163,6 +193,10 @@ def measure(gpu: LocalGpu, question: Question, request: Request, progress: Progr
         [*notes, *tuned.notes],
         timings=tuned.timings,
     )
+    if not links:
+        return profile
+    told = all_reduce_note(links, len(links) + 1, question.model.hidden_size, profile.workload, profile.layers)
+    return profile.model_copy(update={"links": list(links), "notes": [*profile.notes, *([told] if told else [])]})
 
 
 def _tune(
@@ -253,15 +287,18 @@ def run(
     Raises NoGpuError where there is no GPU and ``like`` is None, ApexError for everything else that is refused.
     """
     request = Request(
-        model, workload, format, max_quality_loss, min_speedup, tp, device, full, like, require_gpu=like is None
+        model, workload, format, max_quality_loss, min_speedup, tp, device, full, like=like, require_gpu=like is None
     )
     request = replace(request, command=f"apex4_probe.run({', '.join(arguments_told(request))})")
     question = read(request)
     targets = find_targets(request)
     if targets.datasheets:
         return predict(targets.datasheets[0], question, request)
-    if len(targets.gpus) > 1:
-        raise ApexError(f"apex4_probe.run measures one GPU a call and device={device!r} names {len(targets.gpus)}")
+    if targets.several:
+        raise ApexError(
+            f"apex4_probe.run measures one GPU a call and device={device!r} names "
+            f"{len(targets.gpus) + len(targets.left_out)}: call it for each, or type apex4-probe run --device {device}"
+        )
     return measure(targets.gpus[0], question, request, progress)
 
 
@@ -271,10 +308,26 @@ def arguments_told(request: Request) -> list[str]:
     return [
         f"{names.get(field.name, field.name)}={getattr(request, field.name)!r}"
         for field in fields(Request)
-        if field.name not in ("command", "require_gpu") and getattr(request, field.name) != field.default
+        if field.name not in ("command", "require_gpu", "together") and getattr(request, field.name) != field.default
     ]
 
 
+def _listed(gpus: Sequence[LocalGpu]) -> str:
+    """``GPU 0 (NVIDIA H100 PCIe)``; of several, those of one model together."""
+    if len(gpus) == 1:
+        return describe(gpus[0])
+    kinds: dict[str, list[int]] = {}
+    for gpu in gpus:
+        kinds.setdefault(_kind(gpu), []).append(gpu.index)
+    return ", ".join(
+        f"GPU{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))} ({kind})"
+        for kind, numbers in kinds.items()
+    )
+
+
 def describe(gpu: LocalGpu) -> str:
-    mig = f", MIG slice {gpu.device.mig}" if gpu.device.mig else ""
-    return f"GPU {gpu.index} ({gpu.device.name}{mig})"
+    return f"GPU {gpu.index} ({_kind(gpu)})"
+
+
+def _kind(gpu: LocalGpu) -> str:
+    return gpu.device.name + (f", MIG slice {gpu.device.mig}" if gpu.device.mig else "")

@@ -1,24 +1,21 @@
 """Is this GPU healthy? A measured profile beside the shipped one of the same device, and what a shortfall may mean.
 
-Pure functions over records; only the shipped profiles are read from the package. A cause is named where the profile's
-own fields show it (throttle reasons, clocks, power limit, temperature, another process, the driver), never guessed.
+Pure functions over records; only the shipped profiles are read from the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from apex4_probe import verification
+from apex4_probe.causes import causes, figure_name
 from apex4_probe.compare_changes import CARD_TOLERANCE
 from apex4_probe.deployment import Measurement, Profile
 from apex4_probe.shipped import shipped_profiles
 
-HOTTER_C = 10.0  # an H100 moves by as much over the bursts of one run (52 to 62 °C, measured): less says nothing
-THERMAL = frozenset({"hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake"})
-CLOCK_EXPLAINS = 0.02  # left of a ratio once the clocks are divided out: twice the floor of a figure per clock
+SHIPPED = "when the shipped profile was measured"
 
 Reading = Literal["same", "lower", "higher", "worse", "better", "changed"]
 
@@ -88,7 +85,7 @@ def compare(profile: Profile, shipped: Profile) -> Health:
     found = verification.drift(shipped.measurements, profile.measurements)
     figures = tuple(_compared(item, *(known.get(item.name, 0.0) for known in spreads)) for item in found)
     short = {figure.name for figure in figures if figure.shortfall}
-    return Health(device, created, False, figures, tuple(_causes(profile, shipped, short)) if short else ())
+    return Health(device, created, False, figures, causes(profile, shipped, short, SHIPPED))
 
 
 def summary(health: Health) -> str:
@@ -127,74 +124,5 @@ def _compared(item: verification.Drift, before: float, now: float) -> Compared:
     return judged("better" if latency else "lower", f"below by more than {bound:.1%}")
 
 
-def _causes(profile: Profile, shipped: Profile, short: Iterable[str]) -> Iterable[str]:
-    names = set(short)
-    figures = [figure for figure in profile.measurements if _name(figure) in names]
-    before = {_name(figure): figure for figure in shipped.measurements}
-    yield from _clock(figures, before)
-    yield from _power(profile, shipped, figures)
-    yield from _heat(figures, before)
-    busy = [warning for warning in profile.provenance.warnings if " is busy: " in warning]
-    yield from (f"other processes: {warning}" for warning in busy)
-    here, there = profile.environment.driver, shipped.environment.driver
-    if here and there and here != there:
-        yield f"driver: {here} here, {there} when the shipped profile was measured"
-    if profile.device.ecc and shipped.device.ecc is False:
-        yield "ECC is on here and was off: on GDDR parts it costs memory bandwidth"
-
-
-def _clock(figures: Sequence[Measurement], before: dict[str, Measurement]) -> Iterable[str]:
-    """Figures whose shortfall is the SM clock's, as far as it was read."""
-    explained = []
-    for figure in figures:
-        shipped = before.get(_name(figure))
-        if not (shipped and figure.value and shipped.value and figure.sm_clock_mhz and shipped.sm_clock_mhz):
-            continue
-        ratio, clocks = figure.value / shipped.value, figure.sm_clock_mhz / shipped.sm_clock_mhz
-        if clocks < 1 - CLOCK_EXPLAINS and abs(ratio / clocks - 1) <= CLOCK_EXPLAINS:
-            explained.append(clocks)
-    if explained:
-        yield (
-            f"clock: the SM ran at {median(explained):.2f} times the shipped profile's clock, which accounts for "
-            f"{len(explained)} of the {len(figures)} shortfalls"
-        )
-
-
-def _power(profile: Profile, shipped: Profile, figures: Sequence[Measurement]) -> Iterable[str]:
-    here, there = profile.device.power_limit_w, shipped.device.power_limit_w
-    if here is not None and there is not None and here < there:
-        yield f"power limit: {here:g} W here, {there:g} W when the shipped profile was measured"
-    capped = sum("power_cap" in figure.throttle for figure in figures)
-    if capped:
-        yield f"power cap: {capped} of the {len(figures)} ran into it"
-
-
-def _heat(figures: Sequence[Measurement], before: dict[str, Measurement]) -> Iterable[str]:
-    throttled = sum(bool(THERMAL & set(figure.throttle)) for figure in figures)
-    discarded = sum(figure.discarded for figure in figures)
-    if throttled or discarded:
-        yield (
-            f"heat: {throttled} of the {len(figures)} ran under a thermal or hardware slowdown, and {discarded} "
-            "samples were discarded for one"
-        )
-        return
-    hotter = [
-        (figure.temperature_c, shipped.temperature_c)
-        for figure in figures
-        if (shipped := before.get(_name(figure))) is not None
-        and figure.temperature_c is not None
-        and shipped.temperature_c is not None
-        and figure.temperature_c > shipped.temperature_c + HOTTER_C
-    ]
-    if hotter:
-        here, there = max(hotter, key=lambda pair: pair[0] - pair[1])
-        yield f"heat: up to {here:.0f} °C, where the shipped profile has {there:.0f} °C"
-
-
-def _name(figure: Measurement) -> str:
-    """As ``verification.drift`` names it."""
-    return " ".join(part for part in (figure.name, figure.operands, figure.regime) if part)
-
-
 def _spreads(measurements: Iterable[Measurement]) -> dict[str, float]:
-    return {_name(figure): figure.spread or 0.0 for figure in measurements}
+    return {figure_name(figure): figure.spread or 0.0 for figure in measurements}

@@ -144,6 +144,44 @@ class Nvml:
         processes = self._ask("nvmlDeviceGetComputeRunningProcesses", handle)
         return None if processes is None else tuple(int(process.pid) for process in processes)
 
+    def pcie_link(self, handle: Any) -> tuple[int, int] | None:
+        """Generation and width of the link to the host as it is trained now; an idle GPU lowers the generation."""
+        generation = self._ask("nvmlDeviceGetCurrPcieLinkGeneration", handle)
+        width = self._ask("nvmlDeviceGetCurrPcieLinkWidth", handle)
+        return None if generation is None or width is None else (int(generation), int(width))
+
+    def max_pcie_link(self, handle: Any) -> tuple[int, int] | None:
+        """Generation and width that GPU and slot could train to."""
+        generation = self._ask("nvmlDeviceGetMaxPcieLinkGeneration", handle)
+        width = self._ask("nvmlDeviceGetMaxPcieLinkWidth", handle)
+        return None if generation is None or width is None else (int(generation), int(width))
+
+    def common_ancestor(self, first: Any, second: Any) -> int | None:
+        """How far apart two GPUs are in the PCIe tree (nvmlGpuTopologyLevel): 0 one board … 50 between CPUs."""
+        level = self._ask("nvmlDeviceGetTopologyCommonAncestor", first, second)
+        return None if level is None else int(level)
+
+    def nvlink_peers(self, first: Any, second: Any) -> bool:
+        """Whether the driver offers peer access from one to the other over NVLink, through NVSwitches too."""
+        library = self._library
+        status = self._ask("nvmlDeviceGetP2PStatus", first, second, library.NVML_P2P_CAPS_INDEX_NVLINK)
+        return bool(status == library.NVML_P2P_STATUS_OK)
+
+    def nvlink_ends(self, handle: Any) -> list[str | None]:
+        """PCI address at the far end of each active NVLink; None where the driver does not say."""
+        library = self._library
+        active = [
+            link
+            for link in range(library.NVML_NVLINK_MAX_LINKS)
+            if self._ask("nvmlDeviceGetNvLinkState", handle, link) == library.NVML_FEATURE_ENABLED
+        ]
+        ends = [self._ask("nvmlDeviceGetNvLinkRemotePciInfo", handle, link) for link in active]
+        return [None if end is None else _text(end.busId) for end in ends]
+
+    def pci_bus_id(self, handle: Any) -> str | None:
+        info = self._ask("nvmlDeviceGetPciInfo", handle)
+        return None if info is None else _text(info.busId)
+
     def utilisation(self, handle: Any) -> float | None:
         """Share of the last sample period (up to a second) in which a kernel ran, 0 … 1."""
         rates = self._ask("nvmlDeviceGetUtilizationRates", handle)

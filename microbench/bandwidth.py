@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from apex4_probe.microbench.execution import Gpu, Series
 from apex4_probe.microbench.instructions import PEAK_TOLERANCE
 from apex4_probe.microbench.sass_gate import check
 from apex4_probe.microbench.sources import probe_kernel
+
+Regime = Literal["burst", "sustained"]
 
 VECTOR_BYTES = 16
 THREADS = 512
@@ -93,19 +95,36 @@ def _memory(gpu: Gpu, modules: dict[int, Any]) -> list[list[_Timed]]:
     return list(found.values())
 
 
+def sustained_copy(gpu: Gpu) -> Callable[[float], Measurement]:
+    """``memory.copy`` in its fastest configuration, ready to be run back to back for as many seconds as asked."""
+    cubins = {n: compile_kernel(probe_kernel("memory.cu", gpu.architecture.target, IN_FLIGHT=n)) for n in IN_FLIGHT}
+    copies = _memory(gpu, {n: load(cubin) for n, cubin in cubins.items()})[0]
+    timed = _fastest(gpu, copies)
+    return lambda seconds: _judged(gpu, timed, gpu.sustained(lambda: gpu.timed(timed.work), seconds), "sustained")
+
+
 def _bandwidth(gpu: Gpu, candidates: list[_Timed]) -> Measurement:
+    timed = _fastest(gpu, candidates)
+    return _judged(gpu, timed, gpu.sample(lambda: gpu.timed(timed.work), BUDGET_S), "burst")
+
+
+def _fastest(gpu: Gpu, candidates: list[_Timed]) -> _Timed:
     def quick(timed: _Timed) -> float:
         timed.work()
         return timed.amount / min(gpu.timed(timed.work).wall_s for _ in range(3))
 
-    timed = max(candidates, key=quick)
-    series = gpu.sample(lambda: gpu.timed(timed.work), BUDGET_S)
+    return max(candidates, key=quick)
+
+
+def _judged(gpu: Gpu, timed: _Timed, series: Series, regime: Regime) -> Measurement:
+    """``unsupported`` when the reading is above what memory clock and bus width allow."""
     value = timed.amount / series.wall_s / 1e9
     peak = gpu.memory_peak_gb_s if timed.name.startswith("memory.") else None
     if peak is not None and value > peak * (1 + PEAK_TOLERANCE):
         reason = f"reading rejected: {value:.0f} GB/s where bus width and memory clock allow {peak:.0f}"
         return Measurement(name=timed.name, instruction="", unit="GB/s", origin="measured", unsupported=reason)
-    return _record(timed.name, series, value, "GB/s", timed.configuration, peak_fraction=value / peak if peak else None)
+    fraction = value / peak if peak else None
+    return record(timed.name, series, value, "GB/s", timed.configuration, peak_fraction=fraction, regime=regime)
 
 
 def _shared(gpu: Gpu, module: Any, cubin: Cubin) -> Measurement:
@@ -120,7 +139,7 @@ def _shared(gpu: Gpu, module: Any, cubin: Cubin) -> Measurement:
     if peak is not None and per_clock > peak * (1 + PEAK_TOLERANCE):
         reason = f"reading rejected: {per_clock:.1f} bytes per clock and SM where the physical peak is {peak:g}"
         return Measurement(name="shared.read", instruction="", unit="GB/s", origin="measured", unsupported=reason)
-    record = _record(
+    found = record(
         "shared.read",
         series,
         amount * gpu.sm_count / series.wall_s / 1e9,
@@ -141,7 +160,7 @@ def _shared(gpu: Gpu, module: Any, cubin: Cubin) -> Measurement:
         "sm_clock_mhz": series.sm_clock_mhz,
         "throttle": series.throttle,
     }
-    return record.model_copy(update=facts | clocks)
+    return found.model_copy(update=facts | clocks)
 
 
 def _launches(gpu: Gpu, module: Any) -> list[_Timed]:
@@ -171,17 +190,19 @@ def _launches(gpu: Gpu, module: Any) -> list[_Timed]:
 def _latency(gpu: Gpu, timed: _Timed) -> Measurement:
     timed.work()
     series = gpu.sample(lambda: gpu.timed(timed.work), BUDGET_S)
-    return _record(timed.name, series, series.wall_s / timed.amount * 1e6, "us", timed.configuration)
+    return record(timed.name, series, series.wall_s / timed.amount * 1e6, "us", timed.configuration)
 
 
-def _record(
+def record(
     name: str,
     series: Series,
     value: float,
     unit: str,
     configuration: dict[str, int | float | str],
     peak_fraction: float | None = None,
+    regime: Regime = "burst",
 ) -> Measurement:
+    """A figure that comes from wall time alone."""
     return Measurement(
         name=name,
         instruction="",
@@ -195,6 +216,6 @@ def _record(
         power_w=series.conditions.power_w,
         throttle=sorted(series.conditions.throttle),
         configuration=configuration,
-        regime="burst",
+        regime=regime,
         origin="measured",
     )

@@ -106,7 +106,7 @@ class Gpu:
         self.sm_count = int(properties["multiProcessorCount"])
         self.l2_bytes = int(properties["l2CacheSize"])
         self.shared_bytes = int(properties["sharedMemPerBlockOptin"])
-        nvml, handle = self._open_nvml(cupy.cuda.runtime.deviceGetPCIBusId(self.index))
+        nvml, handle = self.nvml, self.nvml_handle = self._open_nvml(cupy.cuda.runtime.deviceGetPCIBusId(self.index))
         self.max_sm_clock_mhz = nvml.max_sm_clock_mhz(handle) if nvml else None
         memory_clock = nvml.max_memory_clock_mhz(handle) if nvml else None
         # GB/s: two transfers a clock on every memory that NVML reports (GDDR6X's clock is told doubled, HBM's is not)

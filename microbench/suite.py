@@ -9,7 +9,7 @@ from apex4_probe.architecture import Architecture
 from apex4_probe.deployment import CoIssue, Measurement
 from apex4_probe.kernels import sass
 from apex4_probe.kernels.compile import compile_all
-from apex4_probe.microbench import bandwidth, co_issue, instructions, throughput
+from apex4_probe.microbench import bandwidth, co_issue, host_link, instructions, throughput
 from apex4_probe.microbench.execution import Gpu
 from apex4_probe.microbench.instructions import PROBES, InstructionProbe
 from apex4_probe.microbench.throughput import PreparedProbe
@@ -48,7 +48,9 @@ def measure(gpu_index: int, *, full: bool = False, progress: Progress = lambda _
         configurations = {probe: probe.configurations(architecture) for probe in probes}
         wanted = list(dict.fromkeys(c.kernel for group in configurations.values() for c in group))
         progress("compiling probes", 0.0)
-        cubins = dict(zip(wanted, compile_all(wanted), strict=True))
+        # A word for every file: who watches this process takes silence for a hang.
+        images = compile_all(wanted, lambda _n, _of: progress("compiling probes", 0.0))
+        cubins = dict(zip(wanted, images, strict=True))
         curve_cubins = co_issue.compile_curves(
             curves, architecture.target, lambda n, of: progress("compiling co-issue probes", compiled / 2 * n / of)
         )
@@ -62,8 +64,8 @@ def measure(gpu_index: int, *, full: bool = False, progress: Progress = lambda _
             ready = throughput.prepare(gpu, probe, [(c, cubins[c.kernel]) for c in configurations[probe]])
             prepared.append(ready)
             measurements += ready.bursts()
-        progress("memory, L2, shared memory, launches", probed)
-        measurements += bandwidth.measure(gpu)
+        progress("memory, L2, shared memory, launches, host link", probed)
+        measurements += bandwidth.measure(gpu) + host_link.measure(gpu)
 
         for number, ready in enumerate(prepared):
             progress(f"{ready.probe.name}, sustained", moved + (sustained - moved) * number / len(prepared))
@@ -92,12 +94,14 @@ def remeasure(gpu_index: int, names: set[str]) -> list[Measurement]:
             found += prepared[-1].bursts()
         if names & set(bandwidth.DESCRIPTIONS):
             found += [m for m in bandwidth.measure(gpu) if m.name in names]
+        if names & set(host_link.DESCRIPTIONS):
+            found += [m for m in host_link.measure(gpu) if m.name in names]
         return found + [record for ready in prepared for record in ready.sustained()]
 
 
 def describe(name: str) -> str:
     """One plain sentence: what the measurement ``name`` measures. Empty for an unknown name."""
-    described = {probe.name: probe.description for probe in PROBES} | bandwidth.DESCRIPTIONS
+    described = {probe.name: probe.description for probe in PROBES} | bandwidth.DESCRIPTIONS | host_link.DESCRIPTIONS
     return described.get(name, "")
 
 

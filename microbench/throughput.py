@@ -41,25 +41,31 @@ class PreparedProbe:
     def bursts(self) -> list[Measurement]:
         """On random operands; leading probes also on zeros."""
         found = [self._measure("random", "burst")]
-        if self._leads:
+        if self.leads:
             found.append(self._measure("zeros", "burst"))
         return found
 
-    def sustained(self) -> list[Measurement]:
+    def sustained(self, duration_s: float = SUSTAINED_S) -> list[Measurement]:
         """At the clock that the power cap leaves; leading probes only."""
-        return [self._measure("random", "sustained")] if self._leads else []
+        return [self._measure("random", "sustained", duration_s)] if self.leads else []
 
     @property
-    def _leads(self) -> bool:
+    def leads(self) -> bool:
+        """Whether it is also measured on zeros, and sustained: not where the instruction is emulated."""
         return self.probe.leading and not (self.found and self.found.emulated)
 
-    def _measure(self, operands: Literal["random", "zeros"], regime: Literal["burst", "sustained"]) -> Measurement:
+    def _measure(
+        self,
+        operands: Literal["random", "zeros"],
+        regime: Literal["burst", "sustained"],
+        duration_s: float = SUSTAINED_S,
+    ) -> Measurement:
         data = self.gpu.operands(self.probe.kind, zeros=operands == "zeros")
 
         def once() -> Sample:
             return self.gpu.launch(self.function, self.configuration.threads, data, self.iterations)
 
-        series = self.gpu.sample(once, BURST_BUDGET_S) if regime == "burst" else self.gpu.sustained(once, SUSTAINED_S)
+        series = self.gpu.sample(once, BURST_BUDGET_S) if regime == "burst" else self.gpu.sustained(once, duration_s)
         return self._record(series).model_copy(update={"operands": operands, "regime": regime})
 
     def _record(self, series: Series) -> Measurement:

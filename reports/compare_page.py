@@ -13,6 +13,7 @@ from apex4_probe.reports import compare_tables as tables
 from apex4_probe.reports import compare_words as words
 from apex4_probe.reports import figure_style as style
 from apex4_probe.reports.co_issue_curves import KNEE_TOLERANCE
+from apex4_probe.reports.host_tables import HostSection
 from apex4_probe.reports.page_shell import Picture, render
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ FIGURES: dict[str, Callable[[Comparison], Figure | None]] = {
 }
 
 
-def comparison_files(comparison: Comparison) -> dict[str, bytes]:
+def comparison_files(comparison: Comparison, host: HostSection | None = None) -> dict[str, bytes]:
     """``compare.html``, a PNG and an SVG of every figure that there is data for, and ``owners.md`` where something is
-    predicted, by file name; the page last."""
+    predicted, by file name; the page last. ``host``: what the page begins with where the GPUs are those of one host."""
     drawn = {name: draw(comparison) for name, draw in FIGURES.items()}
     files: dict[str, bytes] = {}
     pictures: dict[str, Picture] = {}
@@ -44,7 +45,7 @@ def comparison_files(comparison: Comparison) -> dict[str, bytes]:
             files[f"{name}.svg"] = _svg_file(svg)
     if (for_owners := owners.owners_page(comparison)) is not None:
         files[owners.PAGE] = for_owners.encode("utf-8", "replace")
-    return {**files, PAGE: _page(comparison, pictures).encode("utf-8", "replace")}
+    return {**files, PAGE: _page(comparison, pictures, host).encode("utf-8", "replace")}
 
 
 def headline(comparison: Comparison) -> str:
@@ -128,7 +129,7 @@ def _words(comparison: Comparison) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def _page(comparison: Comparison, pictures: dict[str, Picture]) -> str:
+def _page(comparison: Comparison, pictures: dict[str, Picture], host: HostSection | None) -> str:
     pairs = [
         {
             "table": pair_tables.pair_table(pair),
@@ -158,4 +159,5 @@ def _page(comparison: Comparison, pictures: dict[str, Picture]) -> str:
         pairs=pairs,
         model=wording.clean(comparison.workload.model),
         command=wording.prose(comparison.command),
+        host=host,
     )

@@ -14,8 +14,11 @@ from rich.text import Text
 from apex4_probe.reports.tables import Row, Table
 
 ASCII = str.maketrans(
-    {"×": "x", "–": "-", "−": "-", "±": "+/-", "≥": ">=", "≤": "<=", "…": "...", "·": "/", "≈": "~", "µ": "u"}
-)
+    {
+        "×": "x", "–": "-", "−": "-", "±": "+/-", "≥": ">=", "≤": "<=",
+        "…": "...", "·": "/", "≈": "~", "µ": "u", "→": "->",
+    }
+)  # fmt: skip
 LONGEST_NAME = 26  # characters of a name that is kept whole: wgmma.e4m3.m64n256k32.ss has 24
 NARROWEST = 6  # characters below which a column of words is not squeezed
 

@@ -13,6 +13,7 @@ from apex4_probe.reports import (
     health_words,
     kernel_tables,
     layer_tables,
+    link_tables,
     page_shell,
     roofline,
     roofline_plot,
@@ -145,6 +146,7 @@ def _render(profile: Profile, pictures: dict[str, Picture], details: list[Pictur
     shown: dict[str, Table] = {
         "verdict": verdict_plot.verdict_table(profile),
         "health": health_words.health_table(health or NO_HEALTH),
+        "links": link_tables.profile_links_table(profile),
         "roofline": roofline.roofline_table(roofline.roofline(profile)),
         "device": tables.device_table(profile),
         "throughput": tables.throughput_table(profile),

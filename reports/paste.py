@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from apex4_probe.deployment import Measurement, Profile
-from apex4_probe.reports import co_issue_tables, kernel_tables, layer_tables, tables, verdict, wording
+from apex4_probe.reports import co_issue_tables, kernel_tables, layer_tables, link_tables, tables, verdict, wording
 from apex4_probe.reports.tables import ABSENT, Row, Table, columns_of
 
 SPREAD_NOTE = (
@@ -32,16 +32,17 @@ _FORMULA = re.compile(r"[=+\-@\t\r]")  # at the start of a cell a spreadsheet re
 
 
 def markdown(profile: Profile) -> str:
-    """Device, driver and tool version; then as tables measurements, rho, co-issue, timed kernels, verdict."""
+    """Device, driver and tool version; then as tables measurements, links, rho, co-issue, timed kernels, verdict."""
     parts = [*about_lines(profile), "", markdown_table(measurement_table(profile))]
     more = [
+        link_tables.profile_links_table(profile),
         tables.rho_table(profile),
         kernel_tables.packing_table(profile),
         layer_tables.layer_table(profile),
         kernel_tables.chosen_kernel_table(profile),
     ]
     if profile.co_issue:
-        more.insert(1, co_issue_tables.co_issue_summary(profile)[0])
+        more.insert(2, co_issue_tables.co_issue_summary(profile)[0])
     for table in more:
         if table.rows:
             parts += ["", f"**{escaped(table.title)}**", "", markdown_table(table)]

@@ -9,7 +9,16 @@ from rich.console import Console
 
 from apex4_probe.deployment import Profile, StrategyBalance
 from apex4_probe.health import compare_with_shipped
-from apex4_probe.reports import co_issue_tables, health_words, kernel_tables, layer_tables, tables, verdict, wording
+from apex4_probe.reports import (
+    co_issue_tables,
+    health_words,
+    kernel_tables,
+    layer_tables,
+    link_tables,
+    tables,
+    verdict,
+    wording,
+)
 from apex4_probe.reports.console_table import ConsoleTables
 from apex4_probe.reports.tables import Column, Row, Table
 
@@ -94,6 +103,9 @@ def _print_warnings(printer: ConsoleTables, profile: Profile) -> None:
 def _print_device(printer: ConsoleTables, profile: Profile) -> None:
     printer.heading("Device")
     printer.facts([(row.cells[0], row.cells[1]) for row in tables.device_table(profile).rows])
+    links = link_tables.profile_links_table(profile)
+    if links.rows:
+        printer.table(links)
 
 
 def _print_throughput(printer: ConsoleTables, profile: Profile) -> None:

@@ -16,7 +16,7 @@ from sample_profile import sample_co_issue, sample_device, sample_measurements
 
 from apex4_probe import flow, gemm_bench, verify_job
 from apex4_probe.deployment import Measurement
-from apex4_probe.discovery import LocalGpu, NoGpuError
+from apex4_probe.discovery import LocalGpu, NoGpuError, Survey
 from apex4_probe.microbench import suite
 
 H100 = LocalGpu(
@@ -39,8 +39,16 @@ def discover_nothing(_selection: object) -> list[LocalGpu]:
     raise NoGpuError("no NVIDIA driver found (NVML: library not found)")
 
 
+def survey_nothing(_selection: object) -> Survey:
+    return Survey(tuple(discover_nothing(_selection)), ())
+
+
 def discover_one(_selection: object) -> list[LocalGpu]:
     return [H100]
+
+
+def survey_one(_selection: object) -> Survey:
+    return Survey((H100,), ())
 
 
 def discover_two(_selection: object) -> list[LocalGpu]:
@@ -69,7 +77,8 @@ def no_torch() -> str:
 
 def main() -> None:
     scenario = sys.argv.pop(1)
-    flow.discover = verify_job.discover = discover_nothing if scenario == "no-gpu" else discover_one
+    flow.survey = survey_nothing if scenario == "no-gpu" else survey_one
+    verify_job.discover = discover_nothing if scenario == "no-gpu" else discover_one
     suite.measure = measure_interrupted if scenario == "interrupted" else measure
     suite.remeasure = remeasure
     gemm_bench.torch_installed = lambda: False

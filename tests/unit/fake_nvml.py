@@ -32,15 +32,24 @@ class Board:
     mig: bool | None = None
     slices: tuple[Board | None, ...] = ()  # None: an empty slot
     lost: bool = False
+    nvlinks: tuple[str | None, ...] = ()  # PCI address at the far end of each active one; None: not told
+    pcie: tuple[int, int] | None = (5, 16)
 
 
 class FakeNvml:
     """``boards`` in NVML's order. ``init_error``: what nvmlInit raises, as an NVML error code."""
 
     def __init__(
-        self, *boards: Board, init_error: int | None = None, driver: str | bytes = "580.95.05", cuda: int = 13000
+        self,
+        *boards: Board,
+        init_error: int | None = None,
+        driver: str | bytes = "580.95.05",
+        cuda: int = 13000,
+        level: int | None = 50,
+        nvlink_peers: bool = False,
     ) -> None:
         self.boards, self.init_error, self.driver, self.cuda = boards, init_error, driver, cuda
+        self.level, self.nvlink_peers = level, nvlink_peers
         self.open = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +75,39 @@ class FakeNvml:
         return len(self.boards)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Board:  # noqa: N802
+        if self.boards[index].lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return self.boards[index]
+
+    def nvmlDeviceGetPciInfo(self, board: Board) -> Any:  # noqa: N802
+        return SimpleNamespace(busId=board.bus_id.encode())
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, _first: Board, _second: Board) -> int:  # noqa: N802
+        return supported(self.level, _first)
+
+    def nvmlDeviceGetP2PStatus(self, _first: Board, _second: Board, index: int) -> int:  # noqa: N802
+        assert index == pynvml.NVML_P2P_CAPS_INDEX_NVLINK
+        return pynvml.NVML_P2P_STATUS_OK if self.nvlink_peers else pynvml.NVML_P2P_STATUS_NOT_SUPPORTED
+
+    def nvmlDeviceGetNvLinkState(self, board: Board, number: int) -> int:  # noqa: N802
+        if not board.nvlinks:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return int(number < len(board.nvlinks))
+
+    def nvmlDeviceGetNvLinkRemotePciInfo(self, board: Board, number: int) -> Any:  # noqa: N802
+        return SimpleNamespace(busId=supported(board.nvlinks[number], board))
+
+    def nvmlDeviceGetCurrPcieLinkGeneration(self, board: Board) -> int:  # noqa: N802
+        return supported(board.pcie, board)[0]
+
+    def nvmlDeviceGetCurrPcieLinkWidth(self, board: Board) -> int:  # noqa: N802
+        return supported(board.pcie, board)[1]
+
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, board: Board) -> int:  # noqa: N802
+        return 5
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, board: Board) -> int:  # noqa: N802
+        return 16
 
     def nvmlDeviceGetHandleByPciBusId(self, bus_id: bytes) -> Board:  # noqa: N802
         found = [board for board in self.boards if board.bus_id.lower() == bus_id.decode().lower()]

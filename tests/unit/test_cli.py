@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fake_machine
 import pytest
+import recorded_host
 import sample_profile
 from typer.main import get_command
 
@@ -55,8 +56,8 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
     """Runs the command line in this process, in an empty folder, on a machine without a GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("APEX4_PROBE_DEBUG", raising=False)
-    for module in (flow, verify_job):
-        monkeypatch.setattr(module, "discover", fake_machine.discover_nothing)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_nothing)
+    monkeypatch.setattr(verify_job, "discover", fake_machine.discover_nothing)
 
     def run(*arguments: str) -> Answer:
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/apex4-probe", *arguments])
@@ -72,8 +73,8 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tm
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """After ``call``: the machine has the sample profile's H100."""
-    for module in (flow, verify_job):
-        monkeypatch.setattr(module, "discover", fake_machine.discover_one)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_one)
+    monkeypatch.setattr(verify_job, "discover", fake_machine.discover_one)
     monkeypatch.setattr(suite, "measure", fake_machine.measure)
     monkeypatch.setattr(suite, "remeasure", fake_machine.remeasure)
     monkeypatch.setattr(gemm_bench, "torch_installed", lambda: False)
@@ -212,7 +213,7 @@ def test_folder_names(name: str, mig: str | None, expected: str) -> None:
 def test_a_measured_run_ends_in_profile_report_and_terminal(
     call: Call, h100: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_one)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_one)
     answer = call("run", "--out", "results/{device}/{date}", "--workload", "decode:64*3,prefill:1024", "--full")
     assert answer.code == 0
     assert answer.err.splitlines() == [" 50% mma.s8.m16n8k32, 0:00 left", "100% planning"]  # no terminal: plain lines
@@ -237,23 +238,10 @@ def test_a_measured_run_ends_in_profile_report_and_terminal(
     assert (folder / "report.html").stat().st_size > 1000
 
 
-def test_several_gpus_get_a_folder_each_and_a_busy_one_is_marked(
-    call: Call, h100: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_two)
-    answer = call("run", "--device", "all", "--out", "both")
-    assert answer.code == 0
-    assert "Warning: GPU 1 is busy: 2 other compute processes are on it" in " ".join(answer.out.split())
-    warnings = [load_profile(tmp_path / "both" / gpu / "profile.yaml").provenance.warnings for gpu in ("gpu0", "gpu1")]
-    assert warnings[0] == ["recorded for GPU 0, full=False"]
-    assert warnings[1][0].startswith("GPU 1 is busy")
-    assert warnings[1][1] == "recorded for GPU 1, full=False"
-
-
 def test_everything_is_refused_before_the_gpu_is_touched(
     call: Call, h100: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_one)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_one)
 
     def touched(*_arguments: object, **_options: object) -> None:
         raise AssertionError("measured although the request was bad")
@@ -275,6 +263,8 @@ def test_everything_is_refused_before_the_gpu_is_touched(
         ["--out", "taken"],
         ["--out", "a\0b"],
         ["--like", "RTX 0000"],
+        ["--together", "--quiet"],
+        ["--together", "--like", "A100"],
     ):
         answer = call("run", *arguments)
         assert answer.code == 2, arguments
@@ -455,10 +445,10 @@ def test_python_does_what_the_verb_does(h100: None, tmp_path: Path, monkeypatch:
     assert profile.provenance.command == "apex4_probe.run(model='llama-2-7b', format='w4a4', device=0)"
     assert files_in(tmp_path) == []
     assert apex4_probe.run(like="A40").origin == "predicted"
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_two)
+    monkeypatch.setattr(flow, "survey", recorded_host.survey_of("two"))
     with pytest.raises(ApexError, match="names 2"):
         apex4_probe.run(device="all")
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_nothing)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_nothing)
     with pytest.raises(NoGpuError, match="no NVIDIA driver"):
         apex4_probe.run()
     with pytest.raises(ProfileError, match="absent"):

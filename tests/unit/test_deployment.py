@@ -10,9 +10,10 @@ import jsonschema
 import pytest
 import yaml
 from pydantic import ValidationError
+from recorded_host import link, unusable
 from sample_profile import predicted_profile, sample_co_issue, sample_measurements, sample_profile
 
-from apex4_probe.deployment import CoIssue, KernelTable, Measurement, Profile, RhoFigure, json_schema
+from apex4_probe.deployment import CoIssue, KernelTable, Measurement, PeerLink, Profile, RhoFigure, json_schema
 from apex4_probe.profile_file import json_schema_text, profile_text
 
 
@@ -74,6 +75,7 @@ def test_a_predicted_profile_holds_nothing_measured() -> None:
         ("layers", [layers[0].model_copy(update={"times": [timed]})], "layers: q"),
         ("kernels", measured.kernels[:1], "kernels: 'w4a8.small.g128i'"),
         ("gemm_timings", measured.gemm_timings[:1], "gemm_timings: 'fp16'"),
+        ("links", [link(3)], "links: to GPU 3"),
     ]:
         with pytest.raises(ValidationError) as caught:
             predicted_profile(**{field: value})
@@ -109,6 +111,25 @@ def test_a_field_of_a_newer_minor_schema_is_ignored() -> None:
     assert not hasattr(profile, "carbon")
 
 
+@pytest.mark.parametrize(
+    "change", [{"to_peer_gb_per_s": None}, {"copy_us": None}, {"unsupported": "why"}, {"both_gb_per_s": 0.0}]
+)
+def test_a_link_has_all_its_rates_or_the_reason_why_not(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PeerLink.model_validate({**link(1).model_dump(), **change})
+    none = {name: None for name in ("to_peer_gb_per_s", "from_peer_gb_per_s", "both_gb_per_s", "copy_us")}
+    assert PeerLink.model_validate({**link(1).model_dump(), **none, "unsupported": "why"}).unsupported == "why"
+
+
+def test_a_link_looks_the_other_way_from_its_other_end() -> None:
+    there = link(1, from_peer_gb_per_s=200.0, copy_us=3.0)
+    back = there.mirrored(0, "NVIDIA H200")
+    assert (back.peer, back.peer_name) == (0, "NVIDIA H200")
+    assert (back.to_peer_gb_per_s, back.from_peer_gb_per_s) == (200.0, 370.0)
+    assert (back.both_gb_per_s, back.copy_us, back.path) == (there.both_gb_per_s, 3.0, "nvlink")
+    assert back.mirrored(1, there.peer_name) == there
+
+
 def test_the_shipped_json_schema_is_the_generated_one() -> None:
     shipped = importlib.resources.files("apex4_probe.profiles").joinpath("profile.schema.json").read_text("utf-8")
     assert json.loads(shipped) == json_schema(), (
@@ -118,7 +139,11 @@ def test_the_shipped_json_schema_is_the_generated_one() -> None:
     assert json.loads(json_schema_text()) == json_schema()
 
 
-@pytest.mark.parametrize("profile", [sample_profile(), predicted_profile()], ids=["measured", "predicted"])
+@pytest.mark.parametrize(
+    "profile",
+    [sample_profile(), predicted_profile(), sample_profile(links=[link(1), unusable(2)])],
+    ids=["measured", "predicted", "with links"],
+)
 def test_a_written_profile_validates_under_the_json_schema(profile: Profile) -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)

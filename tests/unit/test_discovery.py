@@ -13,7 +13,7 @@ import pytest
 from fake_nvml import Board, FakeNvml
 
 from apex4_probe import cuda_extra
-from apex4_probe.discovery import CudaDevice, LocalGpu, NoGpuError, devices_of_cupy, discover, select
+from apex4_probe.discovery import CudaDevice, LocalGpu, NoGpuError, Survey, devices_of_cupy, discover, select, survey
 from apex4_probe.errors import ApexError
 
 H100 = Board()
@@ -332,3 +332,78 @@ def test_the_stand_in_answers_by_pynvmls_names() -> None:
     asked = [name for name in vars(FakeNvml) if name.startswith("nvml")]
     assert len(asked) > 20
     assert [name for name in asked if not hasattr(pynvml, name)] == []
+
+
+# several GPUs, of which some cannot be used
+
+
+def look(nvml: FakeNvml, *devices: CudaDevice, selection: str = "all") -> Survey:
+    return survey(selection, nvml_library=nvml, cuda_devices=lambda: list(devices), driver_cuda=lambda: None)
+
+
+@pytest.fixture
+def all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def second(**changes: Any) -> Board:
+    return replace(H100, uuid="GPU-22223333-4444-5555-6666-777788889999", bus_id="0000:43:00.0", **changes)
+
+
+@pytest.mark.usefixtures("all_visible")
+def test_a_gpu_that_cannot_be_used_stands_beside_those_that_can() -> None:
+    old = cuda(second(), ordinal=1, compute_capability=(6, 0))
+    found = look(FakeNvml(H100, second()), cuda(H100), old)
+    assert [gpu.index for gpu in found.gpus] == [0]
+    (left_out,) = found.left_out
+    assert (left_out.index, left_out.failed) == (1, True)
+    assert "compute capability 6.0" in left_out.reason
+    with pytest.raises(ApexError, match=r"compute capability 6\.0"):
+        find(FakeNvml(H100, second()), cuda(H100), old, selection="all")
+
+
+@pytest.mark.usefixtures("all_visible")
+def test_a_gpu_that_the_driver_lost_is_a_fault_and_no_end() -> None:
+    found = look(FakeNvml(second(lost=True), H100), cuda(H100))
+    assert [gpu.index for gpu in found.gpus] == [0]
+    (left_out,) = found.left_out
+    assert (left_out.index, left_out.nvml_index, left_out.failed) == (None, 0, True)
+    assert left_out.reason.startswith("the driver has lost the GPU")
+
+
+@pytest.mark.usefixtures("all_visible")
+@pytest.mark.parametrize(
+    ("slices", "told"),
+    [
+        (
+            (Board(uuid="MIG-5"), Board(uuid="MIG-6")),
+            "cut into 2 MIG slices, of which CUDA shows a process one at most",
+        ),
+        ((), "in MIG mode and has no slice"),
+    ],
+)
+def test_a_sliced_gpu_beside_a_whole_one_is_named_and_no_fault(slices: tuple[Board, ...], told: str) -> None:
+    found = look(FakeNvml(H100, second(mig=True, slices=slices)), cuda(H100))
+    (left_out,) = found.left_out
+    assert (left_out.index, left_out.nvml_index, left_out.name, left_out.failed) == (None, 1, H100.name, False)
+    assert told in left_out.reason
+    assert not slices or "CUDA_VISIBLE_DEVICES=MIG-5 apex4-probe run" in left_out.reason
+
+
+@pytest.mark.usefixtures("all_visible")
+def test_one_that_cuda_does_not_show_is_a_fault_unless_hidden_on_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = FakeNvml(H100, second())
+    (left_out,) = look(nvml, cuda(H100)).left_out
+    assert left_out.failed and "CUDA does not show it" in left_out.reason
+    assert look(nvml, cuda(H100), selection="0").left_out == ()  # nobody asked for it
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert look(nvml, cuda(H100)).left_out == ()
+
+
+@pytest.mark.usefixtures("all_visible")
+def test_a_shown_slice_is_measured_and_its_board_not_told_again() -> None:
+    slice_ = Board(name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", uuid="MIG-33334444-5555-6666-7777-888899990000")
+    board = replace(H100, mig=True, slices=(slice_,))
+    shown = cuda(board, name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", uuid=bytes.fromhex(slice_.uuid[4:].replace("-", "")))
+    found = look(FakeNvml(board), shown)
+    assert [gpu.device.mig for gpu in found.gpus] == ["1g.10gb"] and found.left_out == ()

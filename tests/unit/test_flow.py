@@ -25,7 +25,7 @@ def recorded(name: str, shape: Shape) -> float:
 
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(flow, "discover", fake_machine.discover_one)
+    monkeypatch.setattr(flow, "survey", fake_machine.survey_one)
     monkeypatch.setattr(suite, "measure", fake_machine.measure)
     monkeypatch.setattr(gemm_bench, "torch_installed", lambda: True)
     monkeypatch.setattr(gemm_bench, "why_no_torch", lambda: "")

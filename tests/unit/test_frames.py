@@ -7,10 +7,11 @@ import math
 import pandas as pd
 import pytest
 from hostile_profile import empty_profile, hostile_profile
+from recorded_host import link, unusable
 from sample_profile import predicted_profile, sample_profile
 
 import apex4_probe
-from apex4_probe.deployment import CoIssue, GemmTiming, Measurement, Profile
+from apex4_probe.deployment import CoIssue, GemmTiming, Measurement, PeerLink, Profile
 from apex4_probe.errors import ApexError
 
 
@@ -89,18 +90,27 @@ def test_gemm_timings_have_a_column_a_field() -> None:
     assert str(frame["gb_per_s"].dtype) == "float64" and frame["gb_per_s"].isna().all()
 
 
-@pytest.mark.parametrize("section", ["measurements", "co_issue", "balance", "layers", "kernels", "gemm_timings"])
+def test_links_have_a_row_a_peer() -> None:
+    frame = sample_profile(links=[link(1), unusable(2)]).to_frame("links")
+    assert list(frame["peer"]) == [1, 2]
+    assert frame["to_peer_gb_per_s"].dtype == "float64" and list(frame["to_peer_gb_per_s"].isna()) == [False, True]
+    assert sample_profile().to_frame("links").columns.tolist() == list(PeerLink.model_fields)
+
+
+@pytest.mark.parametrize(
+    "section", ["measurements", "co_issue", "balance", "layers", "kernels", "gemm_timings", "links"]
+)
 def test_an_empty_section_has_its_columns(section: str) -> None:
     frame = empty_profile().to_frame(section)  # type: ignore[arg-type]
     assert len(frame) == 0
     assert "origin" in frame.columns
-    value = {"measurements": "value", "co_issue": "overlap", "balance": "over_channel"}.get(section, "us")
+    value = {"measurements": "value", "co_issue": "overlap", "balance": "over_channel", "links": "copy_us"}.get(
+        section, "us"
+    )
     assert str(frame[value].dtype) == "float64"
     assert math.isnan(frame[value].mean())
 
 
 def test_another_section_is_one_sentence() -> None:
-    with pytest.raises(
-        ApexError, match=r"no section 'nonsense', expected measurements, .*, gemm_timings, layers or kernels"
-    ):
+    with pytest.raises(ApexError, match=r"no section 'nonsense', expected measurements, .*, links, layers or kernels"):
         sample_profile().to_frame("nonsense")  # type: ignore[arg-type]

@@ -131,7 +131,8 @@ def test_causes_are_those_that_the_records_show(h100: Profile) -> None:
     ]
     throttled = slow.model_copy(update={"measurements": clocks})
     assert cause(throttled, h100, "clock") == (
-        "the SM ran at 0.70 times the shipped profile's clock, which accounts for 4 of the 4 shortfalls"
+        "the SM ran at 0.70 times the clock when the shipped profile was measured, which accounts for 4 of the 4 "
+        "shortfalls"
     )
     assert cause(throttled, h100, "power cap") == "4 of the 4 ran into it"
     limited = slow.model_copy(update={"device": slow.device.model_copy(update={"power_limit_w": 350.0})})
@@ -139,7 +140,7 @@ def test_causes_are_those_that_the_records_show(h100: Profile) -> None:
     hot = changed(h100, 0.7, "wgmma.s8", temperature_c=91.0)
     wgmma = [figure for figure in h100.measurements if figure.name.startswith("wgmma.s8")]
     coldest = min(figure.temperature_c for figure in wgmma if figure.temperature_c is not None)
-    assert cause(hot, h100, "heat") == f"up to 91 °C, where the shipped profile has {coldest:.0f} °C"
+    assert cause(hot, h100, "heat") == f"up to 91 °C here, {coldest:.0f} °C when the shipped profile was measured"
     thermal = changed(h100, 0.7, "wgmma.s8", throttle=["software_thermal"], discarded=3)
     assert cause(thermal, h100, "heat") == (
         "4 of the 4 ran under a thermal or hardware slowdown, and 12 samples were discarded for one"

@@ -22,7 +22,7 @@ PACKAGES = {
 # What a module or package of ours may import of ours, beside itself. A package's name stands for all its modules.
 DATA = {"errors", "files", "strict_yaml", "profiles"}
 FACTS = DATA | {"architecture"}
-RECORDS = FACTS | {"deployment", "profile_file", "compare_records", "bench_records", "sass_records"}
+RECORDS = FACTS | {"deployment", "profile_file", "compare_records", "bench_records", "sass_records", "host_records"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "compare_records": RECORDS,
     "bench_records": RECORDS,
     "sass_records": RECORDS,
+    "host_records": RECORDS,
     "kernels": FACTS,
     "microbench": FACTS | {"kernels", "deployment", "nvml"},  # its figures are records; its clocks are NVML's
     # A report sets a profile beside the shipped one, draws the roofline from the rates that a plan is made from, and
@@ -55,13 +56,13 @@ DECISIONS = {
     "explanation", "planner", "prediction", "verification", "shipped", "strategies", "chain", "co_issue_notes",
     "own_datasheet", "assumptions", "health", "sass_bounds", "hot_loops",
     "selection", "field", "rules",
-    "comparison", "compare_rates", "compare_regions", "compare_changes",
+    "comparison", "compare_rates", "compare_regions", "compare_changes", "causes", "host_findings", "all_reduce",
 }  # fmt: skip
 # Effects at the edge, from the machine to the verbs.
 EDGE = (
-    "discovery", "doctor", "tile_time", "tuning_plan", "tuning", "gemm_bench", "flow", "emit", "predict_job", "run_job",
-    "descriptions", "show_job", "verify_job", "compare_job", "peers", "bench_plan", "bench_job",
-    "sass_job", "cli",
+    "discovery", "doctor", "tile_time", "tuning_plan", "tuning", "gemm_bench", "flow", "emit", "predict_job",
+    "descriptions", "show_job", "verify_job", "compare_job", "worker", "workers", "host_measure", "host_job", "run_job",
+    "peers", "bench_plan", "bench_job", "sass_job", "cli_frame", "cli",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from recorded_host import link, unusable
 from sample_profile import predicted_profile, sample_co_issue, sample_profile
 
 from apex4_probe.deployment import Profile
@@ -28,7 +29,9 @@ from apex4_probe.profile_file import (
     write_profile,
 )
 from apex4_probe.strict_yaml import parse_mapping
+from apex4_probe.verification import compare
 
+MEASURED = Path(__file__).resolve().parents[2] / "profiles" / "measured"
 HOSTILE = [
     "",
     " ",
@@ -142,6 +145,33 @@ def test_other_yaml_readers_see_the_same(seed: int) -> None:
     assert yaml.safe_load(text) == parse_mapping(text, "own")
 
 
+def test_links_are_read_back_and_an_older_reader_needs_not_know_them() -> None:
+    profile = sample_profile(links=[link(1, 372.123456789), unusable(2)])
+    loaded = parse_profile(profile_text(profile))
+    assert loaded == seal(profile)
+    assert [(one.peer, one.to_peer_gb_per_s) for one in loaded.links] == [(1, 372.123), (2, None)]
+    assert loaded.checksum == checksum_of(loaded)
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_file_of_an_earlier_minor_version_is_read_and_holds(version: str) -> None:
+    fields = fields_of(sample_profile())
+    later = {"1.0": ("kernels", "gemm_timings", "links"), "1.1": ("links",)}[version]
+    profile = parse_profile(as_text({name: value for name, value in fields.items() if name not in later}
+                                    | {"schema_version": version}))  # fmt: skip
+    assert profile.links == [] and profile.schema_version == version
+    assert profile.measurements == seal(sample_profile()).measurements
+    assert not compare(profile, profile.device, profile.environment).hard
+
+
+def test_every_shipped_profile_is_read_whatever_minor_version_wrote_it() -> None:
+    paths = sorted(MEASURED.glob("*/profile.yaml"))
+    assert len(paths) >= 2
+    for path in paths:
+        profile = load_profile(path)
+        assert not compare(profile, profile.device, profile.environment).hard, path
+
+
 def test_rounded_before_the_checksum() -> None:
     profile = sample_profile(rho={"int8": {"datasheet": 29.537313432835823, "per_clock": 123456789.0, "usable": True}})
     sealed = seal(profile)
@@ -154,7 +184,7 @@ def test_layout_for_a_person() -> None:
     lines = profile_text(sample_profile()).splitlines()
     assert lines[0].startswith("# Deployment profile of apex4-probe.")
     assert lines[1:5] == [
-        "schema_version: '1.1'",
+        "schema_version: '1.2'",
         "tool_version: 0.1.0",
         "created: '2026-02-03T10:15:00Z'",
         "origin: measured",

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from apex4_probe import cli, progress
+from apex4_probe import cli_frame, progress
 from apex4_probe.progress import clock, reporting, seconds_left
 
 
@@ -81,7 +81,7 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
     def printed() -> str:
-        console = cli._console()
+        console = cli_frame.console()
         with console.capture() as captured:
             console.print("warned", style="yellow")
         return captured.get()

@@ -11,7 +11,7 @@ from apex4_probe.architecture import architecture
 from apex4_probe.deployment import Measurement
 from apex4_probe.kernels import sass
 from apex4_probe.kernels.compile import Cubin, Kernel
-from apex4_probe.microbench import bandwidth, co_issue, suite
+from apex4_probe.microbench import bandwidth, co_issue, host_link, suite
 from apex4_probe.microbench.clocks import Conditions
 from apex4_probe.microbench.execution import Sample, Series
 
@@ -71,6 +71,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "compile_all", compiled)
     monkeypatch.setattr(co_issue, "compile_all", compiled)
     monkeypatch.setattr(sass, "disassemble_all", lambda _images: None)
+    monkeypatch.setattr(host_link, "measure", lambda _gpu: [figure("host.to_device")])
     monkeypatch.setattr(bandwidth, "measure", lambda _gpu: [figure("memory.copy"), figure("launch.stream", spread=0.5)])
 
     def missing(_image: bytes) -> Any:
@@ -91,7 +92,7 @@ def test_everything_is_measured_and_bursts_come_first(full: bool) -> None:
     (gpu,) = opened
     assert gpu.regimes == sorted(gpu.regimes), "burst sorts before sustained"
     names = {m.name for m in found.measurements}
-    assert {"wgmma.s8.m64n256k32.ss", "mma.s4.m16n8k64", "ffma", "i2f", "memory.copy"} <= names
+    assert {"wgmma.s8.m64n256k32.ss", "mma.s4.m16n8k64", "ffma", "i2f", "memory.copy", "host.to_device"} <= names
     sustained = {m.name for m in found.measurements if m.regime == "sustained"}
     assert {"wgmma.s8.m64n256k32.ss", "wgmma.f16.m64n256k16.ss", "mma.s8.m16n8k32"} <= sustained
     expected = sum(len(curve.ks) for curve in co_issue.curves(gpu.architecture, full))
@@ -116,13 +117,13 @@ def test_warnings_name_what_disturbed_the_run_and_only_that() -> None:
 
 
 def test_measuring_again_takes_only_what_was_named() -> None:
-    found = suite.remeasure(0, {"mma.s8.m16n8k32", "memory.copy"})
-    assert {m.name for m in found} == {"mma.s8.m16n8k32", "memory.copy"}
+    found = suite.remeasure(0, {"mma.s8.m16n8k32", "memory.copy", "host.to_device"})
+    assert {m.name for m in found} == {"mma.s8.m16n8k32", "memory.copy", "host.to_device"}
     assert {m.regime for m in found if m.name == "mma.s8.m16n8k32"} == {"burst", "sustained"}
 
 
 def test_every_probe_has_one_plain_sentence() -> None:
     for probe in suite.PROBES:
         assert len(suite.describe(probe.name)) > 10
-    assert suite.describe("memory.copy")
+    assert suite.describe("memory.copy") and suite.describe("host.from_device")
     assert suite.describe("nonsense") == ""
