@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from apex4_probe.kernels.reference import reference_linear64  # noqa: E402
 from apex4_probe.kernels.refit import Refitted, refit, refit_groups  # noqa: E402
 
 Tensor = Any
-RECORDED = Path(__file__).parents[1] / "quality"
 
 
 def generator(seed: int) -> Any:
@@ -147,7 +144,7 @@ def test_errs_no_more_than_the_best_of_all_integers(kind: str) -> None:
 
 
 def test_narrow_groups_get_other_codes_where_those_are_nearer() -> None:
-    """Groups of a fiftieth of the row's widest: with their codes kept, the step of 1 would make them three times as wide."""
+    """Groups of a fiftieth of the row's widest: with their codes kept, a step of 1 would make them thrice as wide."""
     codes = random_codes(8, 512, seed=10)
     scale = torch.tensor([[1.0, 0.02, 1.0, 0.02]]).expand(8, 4).contiguous()
     found = refit_groups(codes, scale)
@@ -165,9 +162,7 @@ def test_error_on_normal_weights_is_what_the_documentation_says() -> None:
     quantised = quantise_weight(weight, "g128")
     found = refit(quantised)
     assert found.relative_error == pytest.approx(0.0220, abs=0.0005)
-    rounding, both = (
-        float((each.dequantised() - weight).norm() / weight.norm()) for each in (quantised, found.weight)
-    )
+    rounding, both = (float((each.dequantised() - weight).norm() / weight.norm()) for each in (quantised, found.weight))
     assert found.relative_error / rounding == pytest.approx(0.2, abs=0.01)
     assert both / rounding == pytest.approx(1.02, abs=0.005)
     assert torch.equal(found.weight.codes, quantised.codes)
