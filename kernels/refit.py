@@ -11,10 +11,11 @@ How the least is found: ``two_level_fit.py``.
 
 What it costs: group scales become multiples of the row scale, about 1/16 of the row's largest. On rows of 4096 normal
 weights the error is 2 % of the weights, 0.2 times the error of rounding them to g128, which it meets at a right angle:
-both together are 1.02 times that. Rows with fewer groups fit better: 1.3 % with 5, 1.8 % with 12. A model loses about
-as much more as the squared error grows. SmolLM2-135M by GPTQ (0.062 and 0.199 nats per token over FP32 on two texts, rows
-of 5 and 12 groups) loses 0.006 +- 0.001 more in expectation (0.015 and 0.008 +- 0.002 as it happens), 0.022 and 0.025
-with as many groups to a row scale as large models have: ``tests/quality/refit_loss.py``.
+both together are 1.02 times that. Rows with fewer groups fit better: 1.3 % with 5, 1.8 % with 12.
+
+What it costs a model, in nats per token (``tests/quality/refit_loss.py``): SmolLM2-135M, rows of 5 and 12 groups, by
+GPTQ 0.062 and 0.199 over FP32 on two texts, loses 0.015 and 0.008 (+- 0.002) more, 0.006 (+- 0.001) of it by the size
+of the change and not by chance; that becomes 0.022 and 0.025 with one row scale for 40 groups and more.
 """
 
 from __future__ import annotations
