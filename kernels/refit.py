@@ -1,44 +1,55 @@
-"""Checkpoints with a float scale per group of 128 (GPTQ, AWQ, rounding to nearest) made two-level, ``g128i``.
+"""Checkpoints with a float scale per group of 128 (GPTQ, AWQ, rounding to nearest) made two-level, ``g128r``.
 
-A kernel with float group scales promotes every accumulator of every group on CUDA Cores; integer group scales are
-applied while INT4 is widened, for nothing. What a checkpoint holds in a group, an arithmetic series of 16 levels,
+A kernel with float group scales promotes every accumulator of every group on CUDA Cores; two-level scales are applied
+while INT4 is widened. What a checkpoint holds in a group, an arithmetic series of 16 levels,
 
     w = (code - group_zero) * group_scale
 
-is approximated by ``(code * integer_scale + zero - 128) * row_scale``, with integer_scale 1 … 16 and zero 0 … 255, so
-that the squared error over each row is least. Nothing but codes and scales is needed: sixteen counts describe a group.
-How the least is found: ``two_level_fit.py``.
+becomes ``(rint(code * sixteenths / 16 + zero) - 128) * row_scale``. Codes stay what they are; only scales are fitted,
+so that the squared error over each row is least: levels move by half an INT8 unit at most, about 0.3 on average, where
+the row's widest group has steps of 16. Sixteen counts describe a group, and nothing but codes and scales is needed.
 
-What it costs: group scales become multiples of the row scale, about 1/16 of the row's largest. On rows of 4096 normal
-weights the error is 2 % of the weights, 0.2 times the error of rounding them to g128, which it meets at a right angle:
-both together are 1.02 times that. Rows with fewer groups fit better: 1.3 % with 5, 1.8 % with 12.
+How. For a given row scale a group's zero is one of the two integers next to its first level, the step that goes with it
+follows by least squares over the codes that occur, and of both zeros that with the smaller error is taken. A row takes
+the best of ``ROW_SCALES`` row scales, from the smallest with which no step exceeds 16 and every level fits a byte, and
+refines it by least squares.
 
-What it costs a model, in nats per token (``tests/quality/refit_loss.py``): SmolLM2-135M, rows of 5 and 12 groups, by
-GPTQ 0.062 and 0.199 over FP32 on two texts, loses 0.015 and 0.008 (+- 0.002) more, 0.006 (+- 0.001) of it by the size
-of the change and not by chance; that becomes 0.022 and 0.025 with one row scale for 40 groups and more.
+Why the two bytes are divided so. With one byte each the zero is an integer for symmetric groups, too, whose first level
+lies at any fraction; but the step makes up for it where the codes are. Relative error on normal weights, rows of 32
+groups and one row scale tried, symmetric / asymmetric: 0.92 / 0.94 %; steps of 1/32 and zeros of 2 1.08 / 1.05 %, of
+1/8 and zeros of 1/2 0.94 / 0.97 %. With as many bits as one likes it is 0.84 / 0.81 %: the rounding to INT8 alone.
+
+COST
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from apex4_probe.kernels.formats import GROUP, Granularity
+from apex4_probe.kernels.formats import GROUP
 from apex4_probe.kernels.quantised_weight import (
     CODE_ZERO,
     ELEMENTS_AT_ONCE,
     INTEGER_OFFSET,
+    LARGEST_INTEGER_SCALE,
+    SIXTEENTHS,
+    SMALLEST_ROW_SCALE,
     QuantisedWeight,
     check_quantised,
     check_tensor,
+    rounded_levels,
 )
-from apex4_probe.kernels.two_level_fit import LEVELS, fit_groups, groups_of, level_codes
+
+LEVELS = 16
+ROW_SCALES = tuple(1 + 0.01 * i for i in range(8))  # times the smallest. Twice as many err less by 1 % with 5 groups
 
 
 @dataclass(frozen=True, eq=False)
 class Refitted:
-    """``weight``: granularity g128i. ``squared_error``, ``squared_norm``: fp64 [N], per row, of w' - w and of w."""
+    """``weight``: granularity g128r. ``squared_error``, ``squared_norm``: fp64 [N], per row, of w' - w and of w."""
 
     weight: QuantisedWeight
     squared_error: torch.Tensor
@@ -61,22 +72,20 @@ class Refitted:
         return row, float(self.row_errors[row])
 
 
-def refit(quantised: QuantisedWeight, granularity: Granularity = "g128i") -> Refitted:
+def refit(quantised: QuantisedWeight) -> Refitted:
     """``quantised`` (g128: codes [N, K], float scales [N, K / 128]) with the two-level scales that come closest to it.
 
     Pack the result's ``weight`` with ``pack_quantised(..., format="w4a8")``, naming the rotation that ``quantised`` has
     been given, if any. Computes where the codes lie; 28672 x 4096 take some seconds on a CPU.
 
-    ValueError: a granularity other than g128, a target other than g128i, NaN and whatever ``pack_quantised`` refuses.
+    ValueError: a granularity other than g128, NaN and whatever ``pack_quantised`` refuses.
     """
-    if granularity != "g128i":
-        raise ValueError(f"granularity: scales are refitted to g128i, not to {granularity!r}")
     if not isinstance(quantised, QuantisedWeight):
         raise ValueError(f"quantised must be a QuantisedWeight, not {type(quantised).__name__}; see refit_groups")
     check_quantised(quantised)
     if quantised.granularity != "g128" or quantised.group_scale is None:
         raise ValueError(
-            f"quantised: only g128 can be refitted to g128i, not {quantised.granularity}: their groups are not the same"
+            f"quantised: only g128 can be refitted to g128r, not {quantised.granularity}: their groups are not the same"
         )
     scale = quantised.group_scale.to(torch.float64) * quantised.row_scale.to(torch.float64)[:, None]
     return _refit(quantised.codes, scale, torch.full_like(scale, CODE_ZERO))
@@ -94,7 +103,7 @@ def refit_groups(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | 
     check_tensor("codes", codes)
     if codes.dtype != torch.uint8 or codes.ndim != 2 or codes.numel() == 0:
         raise ValueError(f"codes must be uint8 [N, K] and not empty, not {codes.dtype} {list(codes.shape)}")
-    group = GROUP["g128i"]
+    group = GROUP["g128r"]
     assert group is not None
     n, k = codes.shape
     if k % group:
@@ -120,48 +129,105 @@ def _refit(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> Refi
         _refit_rows(codes[first : first + count], scale[first : first + count], zero[first : first + count])
         for first in range(0, n, count)
     ]
-    new_codes, row_scale, integer_scale, byte, error, norm = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    new_codes, row_scale, sixteenths, byte, error, norm = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     if not bool(torch.isfinite(row_scale).all()):
         raise ValueError("scale is too large: the weight overflows fp32")
-    return Refitted(QuantisedWeight("g128i", new_codes, row_scale, None, integer_scale, byte), error, norm)
+    return Refitted(QuantisedWeight("g128r", new_codes, row_scale, None, sixteenths, byte), error, norm)
 
 
 def _refit_rows(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, ...]:
     rows, group_count = scale.shape
-    grouped = codes.reshape(rows, group_count, -1)
-    index = torch.arange(rows * group_count, device=codes.device).view(rows, group_count, 1) * LEVELS + grouped
-    counts = torch.bincount(index.view(-1), minlength=rows * group_count * LEVELS)
-    counts = counts.view(rows, group_count, LEVELS).to(torch.float64)
     # Steps are positive: the row scale takes the sign of the row's widest group (for -8 times a step of 16 fits a byte,
     # and 8 does not), and a group of the other sign becomes its mirror image, code 15 - code.
     widest = scale.gather(1, scale.abs().argmax(1, keepdim=True))
     sign = torch.where(widest < 0, -1.0, 1.0)
     scale = scale * sign
-    falling = (scale < 0)[..., None]
-    start = torch.where(scale < 0, scale * (LEVELS - 1 - zero), -scale * zero)
-    groups = groups_of(torch.where(falling, counts.flip(2), counts), scale.abs(), start)
+    falling = scale < 0
+    start = torch.where(falling, scale * (LEVELS - 1 - zero), -scale * zero)
+    grouped = codes.reshape(rows, group_count, -1)
+    grouped = torch.where(falling[..., None], LEVELS - 1 - grouped, grouped)
+    # A group without a step, whose weights are zero: a step of 1/16 cannot move the first codes.
+    grouped = torch.where((scale == 0)[..., None], 0, grouped)
 
-    fit, levels = fit_groups(groups), groups.levels()
-    difference = fit.integers() * fit.row_scale[:, None, None] - levels
-    error, norm = ((groups.counts * values * values).sum((1, 2)) for values in (difference, levels))
-    table = torch.where(falling, fit.codes.flip(2), fit.codes)
+    index = torch.arange(rows * group_count, device=codes.device).view(rows, group_count, 1) * LEVELS + grouped
+    counts = torch.bincount(index.view(-1), minlength=rows * group_count * LEVELS)
+    groups = _Groups(counts.view(rows, group_count, LEVELS).to(torch.float64), scale.abs(), start)
+    smallest = groups.smallest_row_scale()
+    empty = smallest < SMALLEST_ROW_SCALE
+    error, row_scale, sixteenths, offset = _best(groups.fits(torch.where(empty, 1.0, smallest)))
+    norm = groups.squares(groups.levels())
     return (
-        _recoded(grouped, table, counts).reshape(codes.shape),
-        (fit.row_scale * sign[:, 0]).to(torch.float32),
-        fit.step.to(torch.uint8),
-        (fit.offset + INTEGER_OFFSET).to(torch.uint8),
-        error,
+        grouped.reshape(codes.shape),
+        (torch.where(empty, 0.0, row_scale) * sign[:, 0]).to(torch.float32),
+        (sixteenths - 1).to(torch.uint8),
+        offset.to(torch.uint8),
+        torch.where(empty, norm, error),
         norm,
     )
 
 
-def _recoded(grouped: torch.Tensor, table: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """``grouped`` [rows, groups, group] by ``table`` [rows, groups, 16]; most groups keep their codes."""
-    changed = ((table != level_codes(table[..., 0])) & (counts > 0)).any(2)
-    result = grouped.clone()
-    if bool(changed.any()):
-        result[changed] = table[changed].gather(1, grouped[changed].to(torch.int64)).to(torch.uint8)
-    return result
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Levels ``slope * code + start``, slope >= 0: fp64 [rows, groups]; and how many weights have each: ``counts``
+    [rows, groups, 16]."""
+
+    counts: torch.Tensor
+    slope: torch.Tensor
+    start: torch.Tensor
+
+    def levels(self) -> torch.Tensor:
+        return self.slope[..., None] * self._code() + self.start[..., None]
+
+    def squares(self, values: torch.Tensor) -> torch.Tensor:
+        """Of values that the levels have, [rows, groups, 16], summed over each row's weights."""
+        return (self.counts * values * values).sum((1, 2))
+
+    def smallest_row_scale(self) -> torch.Tensor:
+        """[rows]: with which no step exceeds 16 and every level fits INT8, those of a step of 1/16 included."""
+        low, high = -self.start.amin(1), (self.start + (LEVELS - 1) * self.slope).amax(1)
+        widest = self.slope.amax(1) / LARGEST_INTEGER_SCALE
+        return torch.maximum(widest, torch.maximum(low / INTEGER_OFFSET, high / (INTEGER_OFFSET - 2)))
+
+    def fits(self, smallest: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Squared error [rows], row scale [rows], sixteenths and zero [rows, groups] for each of ``ROW_SCALES``."""
+        levels = self.levels()
+        for factor in ROW_SCALES:
+            row_scale = smallest * factor
+            _, sixteenths, zero = _best(self._with_row_scale(row_scale))
+            integers = rounded_levels(self._code(), sixteenths[..., None], zero[..., None]) - INTEGER_OFFSET
+            counted = self.counts * integers
+            own = (counted * integers).sum((1, 2))
+            refined = (counted * levels).sum((1, 2)) / torch.where(own > 0, own, 1.0)
+            row_scale = torch.where(refined > 0, refined, row_scale).to(torch.float32).to(torch.float64)
+            yield self.squares(integers * row_scale[:, None, None] - levels), row_scale, sixteenths, zero
+
+    def _with_row_scale(self, row_scale: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Squared error, sixteenths and zero, [rows, groups] each, for both zeros."""
+        code, step, first = self._code(), self.slope / row_scale[:, None], self.start / row_scale[:, None]
+        levels = step[..., None] * code + first[..., None] + INTEGER_OFFSET
+        mean_over_square = (self.counts @ code) / (self.counts @ (code * code)).clamp(min=1)
+        for zero in (first.floor() + INTEGER_OFFSET, first.ceil() + INTEGER_OFFSET):
+            wanted = step + (first + INTEGER_OFFSET - zero) * mean_over_square
+            sixteenths = (wanted * SIXTEENTHS).round().clamp(1, SIXTEENTHS * LARGEST_INTEGER_SCALE)
+            integers = rounded_levels(code, sixteenths[..., None], zero[..., None])
+            difference = integers - levels
+            error = (self.counts * difference * difference).sum(2)
+            yield torch.where((zero < 0) | (integers[..., -1] > 255), torch.inf, error), sixteenths, zero
+
+    def _code(self) -> torch.Tensor:
+        return torch.arange(LEVELS, dtype=torch.float64, device=self.slope.device)
+
+
+def _best(candidates: Iterator[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    """Of tuples that begin with an error, the least by the error's axes; of equals the first. Others may have more."""
+    best = next(candidates)
+    for other in candidates:
+        take = other[0] < best[0]
+        best = tuple(
+            torch.where(take.reshape(*take.shape, *[1] * (old.ndim - take.ndim)), new, old)
+            for old, new in zip(best, other, strict=True)
+        )
+    return best
 
 
 def _ratio(error: torch.Tensor, norm: torch.Tensor) -> float:

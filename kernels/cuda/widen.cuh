@@ -33,6 +33,44 @@ static __device__ __forceinline__ void widen_grouped(u32 word, const IntegerGrou
   second_row = ((word >> 4) & 0x0F0F0F0Fu) * group.second_scale + group.second_zero;
 }
 
+static __device__ __forceinline__ u32 combine(u32 a, u32 b) { return b * 256u + a; }
+static __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
+  u32 result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+// The scale word of a g128r group, made ready once a group: step and zero of both rows in both halves; of the second row
+// the step's sixteenth. Scales of n mean (n + 1) / 16: 0x6400 | n are the bits of 1024 + n, and the constants those of
+// 1/16, 1/256, -1023/16 and -1023/256.
+struct RoundedGroup {
+  u32 first_scale, first_zero, second_scale, second_zero;
+  static __device__ __forceinline__ RoundedGroup of(u32 scales) {
+    const u32 steps = fma_f16x2(__byte_perm(scales, 0x64646464u, 0x4240), 0x1C002C00u, 0xC3FED3FEu);
+    return {__byte_perm(steps, 0, 0x1010), __byte_perm(scales, 0, 0x4141), __byte_perm(steps, 0, 0x3232),
+            __byte_perm(scales, 0, 0x4343)};
+  }
+};
+
+// Unsigned INT8, 128 more than the value: rint(code * step + zero), which lies in 0 … 255 (held at packing). As FP16 an
+// integer below 2^11 is so many times 2^-24, subnormal or next to it, so that codes need no conversion, FMA itself rounds
+// to integers, ties to even, and the result's bits are the operand. Eleven instructions for eight weights; no faster
+// ones of two pipes: a product of integers (IMAD) has half the rate, and would have to be shifted.
+static __device__ __forceinline__ void widen_grouped(u32 word, const RoundedGroup& group, u32& first_row,
+                                                     u32& second_row) {
+  const u32 odd = word >> 8;  // bytes
+  first_row = combine(fma_f16x2(word & 0x000F000Fu, group.first_scale, group.first_zero),
+                          fma_f16x2(odd & 0x000F000Fu, group.first_scale, group.first_zero));
+  second_row = combine(fma_f16x2(word & 0x00F000F0u, group.second_scale, group.second_zero),
+                           fma_f16x2(odd & 0x00F000F0u, group.second_scale, group.second_zero));
+}
+
+#if ROUNDED
+using TwoLevelGroup = RoundedGroup;
+#else
+using TwoLevelGroup = IntegerGroup;
+#endif
+
 // By what unsigned operands differ from the weights, corrected once per output:
 // sum of weights * x = (sum of operands * x - 2^offset_shift * sum of x) * factor.
 struct Widened {

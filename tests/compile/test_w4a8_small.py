@@ -10,7 +10,7 @@ import pytest
 
 from apex4_probe.kernels import catalogue, sass
 from apex4_probe.kernels.compile import compile_kernel
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE, Granularity
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
 from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, shared_bytes
 from apex4_probe.kernels.whole_rows import rounds
@@ -26,7 +26,8 @@ CHIPS = {
 H100 = CHIPS["sm_90a"]
 REGISTERS_PER_SM = 65536
 FIVE_TILES = 5  # a warp: so many that the source rolls the loop over the halves of a block
-CHANNEL, G128I = VARIANTS
+CHANNEL = VARIANTS[0]
+WIDENING = {"channel": (2, 0), "g128i": (5, 5), "g128r": (11, 6)}  # of a word of eight weights; of a group
 TILES = CHANNEL.tiles
 
 
@@ -69,14 +70,15 @@ def check(variant: Variant, tile: Tile, chip: Chip) -> None:
     # Conflict-free 16-byte accesses: one of each tile of weights and, staged, of each tile of tokens, a half.
     assert loop["LDS.128"] == halves * (tiles + token_tiles * tile["staged_x"]), what
     assert sass.matching(loop, r"LDG\..*128") == halves * token_tiles * (1 - tile["staged_x"]), what
-    # Two instructions widen a word of eight weights, with group scales a shift and two IMAD more.
-    words, grouped = 4 * halves * tiles, variant is G128I
-    assert 2 * words <= loop["LOP3.LUT"] <= 2 * words + 40, what
+    words, grouped = 4 * halves * tiles, variant is not CHANNEL
+    of_word, of_group = WIDENING[variant.granularity]
+    masks = words * (4 if variant.granularity == "g128r" else 2)
+    assert masks <= loop["LOP3.LUT"] <= masks + 40, what
     if chip is H100:
         work = (
             halves * (2 * tiles * token_tiles + tiles + token_tiles)
-            + words * (5 if grouped else 2)
-            + 5 * tiles * grouped
+            + words * of_word
+            + of_group * tiles
         )
         # Beside it a step waits, counts and requests a stage, most of that one lane's; odd tiles are fetched in pieces,
         # shared activations have barriers of their own, every second block with group scales lies half a line on.
@@ -129,12 +131,13 @@ def test_dependent_launch_requests_weights_before_it_waits_and_reads_activations
         assert min(at for at, opcode in enumerate(order) if opcode.startswith("STG")) > wait
 
 
-def test_g128i_has_room_for_its_scales_and_to_begin_in_the_middle_of_a_line() -> None:
+@pytest.mark.parametrize("granularity", ["g128i", "g128r"])
+def test_group_scales_have_room_and_may_begin_in_the_middle_of_a_line(granularity: Granularity) -> None:
     """A tile's scales are 32 bytes, a block begins up to 64 further on, stages are multiples of 128."""
     more_a_stage = {1: 128, 2: 128, 3: 256, 4: 256, 5: 256, 7: 384}
     for tile in TILES:
         more = more_a_stage[warp_tiles(tile)] * tile["warps"] * tile["stages"]
-        assert shared_bytes(tile, "g128i") - shared_bytes(tile, "channel") == more
+        assert shared_bytes(tile, granularity) - shared_bytes(tile, "channel") == more
 
 
 def blocks_of(tile: Tile, n: int, k: int, grid: int) -> list[tuple[int, int]]:

