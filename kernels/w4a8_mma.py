@@ -56,7 +56,7 @@ def ctas_per_sm(granularity: Granularity, tile: Tile) -> int:
     """What the registers of an SM hold; the kernel is compiled for it."""
     tokens = tile["tokens"]
     wide = tokens == 128 or (_is_float(granularity) and tokens > 16)
-    registers = 256 if wide else 168 if tokens == 64 else 128
+    registers = 256 if wide else 168 if tokens == 64 or (granularity == "g128r" and tokens == 32) else 128
     return REGISTERS_PER_SM // (32 * _warps(tile) * registers)
 
 

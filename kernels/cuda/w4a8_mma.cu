@@ -28,11 +28,11 @@
 //   channel          32   128   36        12        32                                        < 48
 //                    64   128   24        12        64                                        < 48
 //   g128i            32   128   38        13        88                                        < 48
-//   g128r            32   128   38        13       188                                        < 48
+//   g128r            32   128   38        13       182                                        < 48
 //   g128             32    64   22         9        52      64 + 64                           < 64
 // Widening includes the groups' scales.
 // Registers: 256 for 128 tokens and, with float groups, for more than 16, so 2 CTAs of 4 warps an SM; otherwise 168 (3)
-// for 64 tokens and 128 (4) for fewer.
+// for 64 tokens, and with g128r for 32, and 128 (4) for fewer.
 #include "mma.cuh"
 
 #include "async_copy.cuh"
@@ -69,7 +69,8 @@ static_assert(WARP_ROWS == 32 || !TWO_LEVEL, "two-level scales would be applied 
 static_assert(TOKEN_TILES % BATCH == 0 && TOKENS <= THREADS && STAGES >= 2, "");
 
 // Registers bound it: the accumulators and about a hundred more; a float group's own sums and operands beside them.
-constexpr int REGISTERS = TOKENS <= 16 ? 128 : TOKENS == 128 || FLOAT_SCALES ? 256 : TOKENS == 64 ? 168 : 128;
+constexpr int REGISTERS =
+    TOKENS <= 16 ? 128 : TOKENS == 128 || FLOAT_SCALES ? 256 : TOKENS == 64 || ROUNDED ? 168 : 128;
 constexpr int CTAS_PER_SM = 65536 / (THREADS * REGISTERS);
 
 // Predicated, where an if() may become a branch that splits the loop.

@@ -15,7 +15,7 @@ from apex4_probe.strategies import STRATEGIES
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 VARIANTS = {variant.granularity: variant for variant in w4a8_mma.VARIANTS}
 INTEGER = ("channel", "g128i", "g128r")
-WIDENING = {"channel": 16, "g128i": 44, "g128r": 94}  # of 16 rows x 128 of K, a thread
+WIDENING = {"channel": 16, "g128i": 44, "g128r": 91}  # of 16 rows x 128 of K, a thread
 
 A100 = Chip("8.0", "sm_80", 108, 163 * 1024)
 RTX_3090 = Chip("8.6", "sm_86", 82, 99 * 1024)

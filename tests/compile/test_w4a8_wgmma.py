@@ -20,7 +20,7 @@ H100 = Chip("9.0", "sm_90a", 132, 227 * 1024)
 A100 = Chip("8.0", "sm_80", 108, 163 * 1024)
 B200 = Chip("10.0", "sm_100a", 148, 227 * 1024)
 VARIANTS = {variant.granularity: variant for variant in w4a8_wgmma.VARIANTS}
-WIDENING = {"channel": 16, "g128i": 44, "g128r": 94}  # of 64 rows x 128 of K, a thread: the header of the source
+WIDENING = {"channel": 16, "g128i": 44, "g128r": 91}  # of 64 rows x 128 of K, a thread: the header of the source
 SLACK = 48  # waiting, addresses of stages and descriptors, loop: a block of K
 WIDE = tile(rows=128, tokens=256, warpgroups=2, stages=4, lag=1, split_k=1, share_last=0)
 SHARED = tile(rows=128, tokens=64, warpgroups=2, stages=11, lag=1, split_k=4, share_last=0)
