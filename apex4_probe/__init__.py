@@ -10,6 +10,8 @@ frame = apex.compare([profile, "RTX 3090", "A100"])
 
 packed = apex.pack(weight, format="w4a8", granularity="g128i")  # torch tensors: weight [N, K]
 y = apex.linear(x, packed, bias=None, profile=profile)          # x [M, K] -> y [M, N]
+fitted = apex.refit_groups(codes, scale, zero)                  # a checkpoint with float scales per group of 128
+packed = apex.pack_quantised(fitted.weight, format="w4a8")
 y = apex.reference_linear(x, packed)                            # slow, exact, on any device
 names = [variant.name for variant in apex.variants()]
 """
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from apex4_probe.compare_job import compare as compare
     from apex4_probe.flow import run as run
     from apex4_probe.kernels.packing import pack as pack
+    from apex4_probe.kernels.packing import pack_quantised as pack_quantised
     from apex4_probe.kernels.reference import reference_linear as reference_linear
+    from apex4_probe.kernels.refit import refit as refit
+    from apex4_probe.kernels.refit import refit_groups as refit_groups
     from apex4_probe.predict_job import predict as predict
     from apex4_probe.profile_file import load_profile as load_profile
     from apex4_probe.runtime.linear import linear as linear
@@ -38,9 +43,12 @@ __all__ = [
     "linear",
     "load_profile",
     "pack",
+    "pack_quantised",
     "plot",
     "predict",
     "reference_linear",
+    "refit",
+    "refit_groups",
     "run",
     "variants",
 ]
@@ -52,6 +60,9 @@ _LAZY = {
     "predict": "apex4_probe.predict_job",
     "load_profile": "apex4_probe.profile_file",
     "pack": "apex4_probe.kernels.packing",
+    "pack_quantised": "apex4_probe.kernels.packing",
+    "refit": "apex4_probe.kernels.refit",
+    "refit_groups": "apex4_probe.kernels.refit",
     "linear": "apex4_probe.runtime.linear",
     "reference_linear": "apex4_probe.kernels.reference",
     "variants": "apex4_probe.runtime.linear",

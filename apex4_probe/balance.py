@@ -20,7 +20,8 @@ from apex4_probe.shipped import Family
 from apex4_probe.strategies import STRATEGIES
 
 DEPTH = 128  # of K; what every cost here is counted for
-GROUP: dict[Granularity, int] = {"g128": 128, "a128i": 128, "g128i": 128, "g64": 64, "g32": 32}  # absent: no groups
+# Absent: no groups.
+GROUP: dict[Granularity, int] = {"g128": 128, "a128i": 128, "g128i": 128, "g128r": 128, "g64": 64, "g32": 32}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ VARIANTS: tuple[Variant, ...] = (
     *(Variant("w4a4", g, s) for g in ("g128", "g64", "g32") for s in ("i2f_fmul_ffma", "magic_ffma2")),
     Variant("w4a8", "channel", "none"),
     Variant("w4a8", "g128i", "widen"),
+    Variant("w4a8", "g128r", "widen_rounded"),
     *(Variant("w4a8", g, s) for g in ("g128", "g64", "g32") for s in ("i2f_ffma", "magic_fadd_ffma")),
 )
 OPERAND: dict[Format, Operand] = {"w4a4": "s4", "w4a8": "s8"}
@@ -51,8 +53,9 @@ OPERAND: dict[Format, Operand] = {"w4a4": "s4", "w4a8": "s8"}
 # tile reads 8 KiB of packed weights, TMA writes 40 KiB, what the Tensor Core reads by itself is part of its measured
 # rate; everything else 0.25 instructions, and a weight is widened once for 256 tokens.
 WGMMA_SHARED, WGMMA_REST, WGMMA_WIDENED = 48 * 1024 / (128 * 256), 0.25, DEPTH / 256
-# Instructions that widen one INT4 weight to INT8, of 8 packed ones; nvcc 13.0 SASS: x16 form 3, with a group scale 7.
-WIDEN = {"none": 3 / 8, "i2f_ffma": 3 / 8, "magic_fadd_ffma": 3 / 8, "widen": 7 / 8}
+# Instructions that widen one INT4 weight to INT8, of 8 packed ones; nvcc 13.0 SASS: x16 form 3, with a group scale 7,
+# with one of sixteenths 11.
+WIDEN = {"none": 3 / 8, "i2f_ffma": 3 / 8, "magic_fadd_ffma": 3 / 8, "widen": 7 / 8, "widen_rounded": 11 / 8}
 STUDY = "instructions counted in the machine code of study kernels (nvcc 13.0)"
 
 

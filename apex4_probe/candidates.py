@@ -15,7 +15,7 @@ from apex4_probe.gemm_time import GemmTimer, Time, weight_bytes
 from apex4_probe.models import Layer, Model
 from apex4_probe.quality import QualityPrior
 
-FINENESS: tuple[Granularity, ...] = ("none", "channel", "g128i", "a128i", "g128", "g64", "g32")
+FINENESS: tuple[Granularity, ...] = ("none", "channel", "g128i", "g128r", "a128i", "g128", "g64", "g32")
 FUSED: tuple[tuple[Role, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 PUBLISHED_MIXED: dict[Role, Granularity] = {"v": "g32", "down": "g32"}  # APEX4 (arXiv 2606.08761); the rest per channel
 PUBLISHED_DETAIL = "as published: v and down at g32, the rest per channel"

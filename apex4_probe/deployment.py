@@ -20,7 +20,7 @@ PEAK_TOLERANCE = 1.02  # of the physical peak: a reading above it is the timer's
 
 Origin = Literal["measured", "predicted", "datasheet"]
 Format = Literal["fp16", "fp8", "w4a16", "w4a8", "w4a4"]
-Granularity = Literal["none", "channel", "a128i", "g128", "g64", "g32", "g128i", "mixed"]
+Granularity = Literal["none", "channel", "a128i", "g128", "g64", "g32", "g128i", "g128r", "mixed"]
 Role = Literal["q", "k", "v", "o", "gate", "up", "down"]
 # What connects two GPUs: NVLink, else NVML's topology levels from the nearest (one board) to the farthest
 LinkPath = Literal[

@@ -25,6 +25,7 @@ PROXIES: dict[str, tuple[tuple[str, int], ...]] = {
     "magic_fadd_ffma": (("mix.magic_fadd_ffma", 1), ("ffma", 2)),
     "imad": (("mix.imad", 1), ("imad", 1)),
     "widen": (("lop3", 1), ("imad", 1)),  # 64 lanes both, and alike behind wgmma (measured, H100)
+    "widen_rounded": (("lop3", 1), ("imad", 1)),
     "none": (("lop3", 1), ("imad", 1)),
 }
 PLACEMENTS: dict[Family, str] = {"wgmma": "at_issue", "mma": "same_warps"}  # where dequantisation sits in a kernel

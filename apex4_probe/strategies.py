@@ -31,6 +31,7 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("magic_fadd_ffma", "magic number, FADD + FFMA", {"fadd": 1, "ffma": 1}),
         Strategy("imad", "integer group scale, IMAD", {"imad": 1}),
         Strategy("widen", "integer group scale applied while widening", {}),
+        Strategy("widen_rounded", "group scale of sixteenths applied while widening, rounded", {}),
         Strategy("ffma", "FFMA on FP32 sums", {"ffma": 1}),
         Strategy("before_mma", "before the MMA", {}),
     )

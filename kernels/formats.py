@@ -7,6 +7,9 @@ A granularity is both a packing of the weights and a way to quantise the activat
     g128      float per weight row and group of 128      float per token (w4a4: per token and group)
     g128i     integer 1 … 16 and a zero per row and      float per token (w4a8)
               group, float per row
+    g128r     sixteenths 1 … 256 and a zero per row      float per token (w4a8)
+              and group, float per row; products are
+              rounded to integers
     g64, g32  as g128, with smaller groups
 
 Layout of w4a8 and w4a16 weights [N, K] (``LAYOUT_VERSION``): one order for every granularity and every M, that of an
@@ -18,7 +21,7 @@ MMA's operand A with 16 rows, so that a thread gets what it multiplies by one 16
                row 32 * nb + 16 * t + 8 * r + g,  k = 128 * kb + 64 * half + 32 * s + 8 * c + 4 * h + BYTE_ORDER[p]
       scales   [128 / group][tile 2][g 8] words of 32 bit, none for channel
                float groups:  fp16 of row g in the low half, of row g + 8 in the high half
-               g128i:         bytes scale(g), zero(g), scale(g + 8), zero(g + 8)
+               g128i, g128r:  bytes scale(g), zero(g), scale(g + 8), zero(g + 8)
 
 A code is the value plus 8. An MMA step of 32 covers exactly k = 32 * i … 32 * i + 31, so groups of 32 can be told
 apart; bytes 1 and 2 change places because ``word & 0x000F000F`` and ``(word >> 8) & 0x000F000F`` are then pairs of
@@ -67,7 +70,7 @@ from __future__ import annotations
 from typing import Literal
 
 Format = Literal["w4a4", "w4a8", "w4a16"]
-Granularity = Literal["channel", "a128i", "g128", "g64", "g32", "g128i"]
+Granularity = Literal["channel", "a128i", "g128", "g64", "g32", "g128i", "g128r"]
 
 LAYOUT_VERSION = 2
 BLOCK_ROWS, BLOCK_K = 32, 128
@@ -78,10 +81,19 @@ BLOCK_TOKENS = 32  # of INT4 activations
 MAGIC = 1.5 * 2.0**23  # the float to whose bits an integer below 2^22 can be added: its value rises by the integer
 NIBBLE_BYTES = BLOCK_ROWS * BLOCK_K // 2
 
-GROUP: dict[Granularity, int | None] = {"channel": None, "a128i": 128, "g128": 128, "g64": 64, "g32": 32, "g128i": 128}
+GROUP: dict[Granularity, int | None] = {
+    "channel": None,
+    "a128i": 128,
+    "g128": 128,
+    "g64": 64,
+    "g32": 32,
+    "g128i": 128,
+    "g128r": 128,
+}
+TWO_LEVEL: tuple[Granularity, ...] = ("g128i", "g128r")  # group scales that are applied before the MMA, in one byte
 GRANULARITIES: dict[Format, tuple[Granularity, ...]] = {
     "w4a4": ("channel", "a128i", "g128", "g64", "g32"),
-    "w4a8": ("channel", "g128i", "g128", "g64", "g32"),
+    "w4a8": ("channel", "g128i", "g128r", "g128", "g64", "g32"),
     "w4a16": ("channel", "g128", "g64", "g32"),
 }
 

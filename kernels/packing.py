@@ -6,8 +6,8 @@
 Bounds. K is at most 65536, and with it every sum fits INT32 in whatever order it is taken, since the sum of the
 absolute products does:
 
-    w4a8 g128i      unsigned byte x INT8   255 * 127 * K <= 2 122 383 360 < 2^31; minus 128 * sum(x), which is at most
-                    128 * 127 * K < 2^31, it is a sum of signed bytes x INT8, at most 128 * 127 * K again
+    w4a8 g128i,     unsigned byte x INT8   255 * 127 * K <= 2 122 383 360 < 2^31; minus 128 * sum(x), which is at most
+         g128r      128 * 127 * K < 2^31, it is a sum of signed bytes x INT8, at most 128 * 127 * K again
     w4a8 channel    likewise: codes where they lie are 0 … 15 or, sixteen times too large, 0 … 240
     w4a8 g128, …    16 * (-8 … 7) x INT8 over one group: 128 * 127 * 128 < 2^21, which fp32 holds exactly, too
     w4a4            (-8 … 7)^2             64 * K; a128i, times a group scale of at most 16: 1024 * K < 2^31
@@ -28,6 +28,7 @@ from apex4_probe.kernels.formats import (
     LAYOUT_VERSION,
     MAGIC,
     NIBBLE_BYTES,
+    TWO_LEVEL,
     Format,
     Granularity,
     block_bytes,
@@ -39,6 +40,7 @@ from apex4_probe.kernels.quantised_weight import (
     CODE_ZERO,
     LARGEST_INTEGER_SCALE,
     LARGEST_TENSOR,
+    SIXTEENTHS,
     QuantisedWeight,
     check_quantised,
     check_tensor,
@@ -218,7 +220,7 @@ def unpack(packed: PackedWeight) -> QuantisedWeight:
     # [nb, kb, j, t, g, r, byte 2] -> [nb, t, r, g, kb, j, byte 2]
     words = blocks[..., NIBBLE_BYTES:].view(row_blocks, k_blocks, BLOCK_K // group, 2, 8, 2, 2)
     halves = words.permute(0, 3, 5, 4, 1, 2, 6).reshape(packed.n, -1, 2)[:, : packed.k // group].contiguous()
-    if packed.granularity == "g128i":
+    if packed.granularity in TWO_LEVEL:
         scale, zero = halves[..., 0].contiguous(), halves[..., 1].contiguous()
         return QuantisedWeight(packed.granularity, codes, packed.row_scale, None, scale, zero)
     return QuantisedWeight(packed.granularity, codes, packed.row_scale, halves.view(torch.float16)[..., 0])
@@ -257,6 +259,10 @@ def random_packed(
     elif granularity == "g128i":
         scale = torch.floor(uniform(row_blocks, k_blocks, count) * LARGEST_INTEGER_SCALE) + 1
         zero = torch.floor(uniform(row_blocks, k_blocks, count) * (256 - 15 * scale))
+        halves.copy_(torch.stack((scale, zero), -1).flatten(-2))
+    elif granularity == "g128r":
+        scale = torch.floor(uniform(row_blocks, k_blocks, count) * 256)
+        zero = torch.floor(uniform(row_blocks, k_blocks, count) * (256 - torch.ceil((scale + 1) * (15 / SIXTEENTHS))))
         halves.copy_(torch.stack((scale, zero), -1).flatten(-2))
     elif count:
         scale = 1 - 0.75 * uniform(row_blocks, k_blocks, count)

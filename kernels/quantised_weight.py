@@ -6,6 +6,9 @@ Codes are 0 … 15, the value plus 8. Row n, column k, group j = k // group:
     g128, g64, g32     w = (code - 8) * group_scale[n, j] * row_scale[n]          group_scale: fp16 in (0, 1]
     g128i              w = (code * integer_scale[n, j] + zero[n, j] - 128) * row_scale[n]
                        integer_scale 1 … 16, zero 0 … 255, code * integer_scale + zero <= 255
+    g128r              w = (level(code) - 128) * row_scale[n]
+                       level(code) = rint(code * (integer_scale[n, j] + 1) / 16 + zero[n, j]) <= 255, rint to even
+                       integer_scale 0 … 255, zero 0 … 255
 
 How the scales are chosen. A step of absmax / 7.5 is the smallest by which no weight errs by more than half a step: +7.5
 steps become 7, -7.5 become -8. absmax / 7, which wastes code 0, has more squared error on normal weights: 15 % over
@@ -17,6 +20,10 @@ fits 15 steps of 16 and the largest weight fits INT8: rounding the steps to inte
 integer step that covers the group and the next smaller one, which clips its ends a little but is finer, that with the
 smaller squared error is taken. On normal weights this has 24 % less squared error than ``g128``; symmetric integer
 steps rounded up have 6 % more.
+
+``g128r`` is chosen likewise, but its steps are sixteenths, so that the widest group alone decides nothing for the
+others: of several steps from the one that covers the group down, the best is taken, and each weight gets the code whose
+rounded level is nearest. On normal weights it has 27 % less squared error than ``g128``.
 """
 
 from __future__ import annotations
@@ -26,13 +33,15 @@ from dataclasses import dataclass
 
 import torch
 
-from apex4_probe.kernels.formats import GROUP, Granularity, weight_group
+from apex4_probe.kernels.formats import GROUP, TWO_LEVEL, Granularity, weight_group
 
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CODE_ZERO = 8  # the code of 0
 STEPS_TO_ABSMAX = 7.5
 LARGEST_INTEGER_SCALE = 16
-INTEGER_OFFSET = 128  # what an unsigned byte of g128i is above its value
+INTEGER_OFFSET = 128  # what an unsigned byte of g128i or g128r is above its value
+SIXTEENTHS = 16  # of a step of 1, in which g128r's scales count
+STEPS_TRIED = (1.0, 0.93, 0.87)  # of g128r's quantiser, times the step that covers the group
 SMALLEST_GROUP_SCALE = 2.0**-24  # fp16's smallest positive number
 SMALLEST_ROW_SCALE = 2.0**-100  # rows below count as zero: no product of scales may lose bits to underflow
 ELEMENTS_AT_ONCE = 1 << 22  # bounds the quantiser's temporaries
@@ -44,7 +53,7 @@ class QuantisedWeight:
     """Codes and scales of a weight [N, K] as checkpoints hold them; the module's docstring says what they mean.
 
     ``codes``: uint8 [N, K]. ``row_scale``: fp32 [N]. ``group_scale``: fp16 [N, K / group], g128, g64 and g32 only.
-    ``integer_scale``, ``zero``: uint8 [N, K / 128], g128i only.
+    ``integer_scale``, ``zero``: uint8 [N, K / 128], g128i and g128r only.
     """
 
     granularity: Granularity
@@ -73,11 +82,13 @@ class QuantisedWeight:
         )
 
     def integers(self) -> torch.Tensor:
-        """int16 [N, K]: what an integer MMA multiplies, group scale of g128i applied (-128 … 127), else -8 … 7."""
+        """int16 [N, K]: what an integer MMA multiplies, two-level group scale applied (-128 … 127), else -8 … 7."""
         codes = self.codes.to(torch.int16)
         if self.integer_scale is None or self.zero is None:
             return codes - CODE_ZERO
         scale, zero = (_along_k(part.to(torch.int16), self.k) for part in (self.integer_scale, self.zero))
+        if self.granularity == "g128r":
+            return rounded_levels(codes, scale + 1, zero).to(torch.int16) - INTEGER_OFFSET
         return codes * scale + zero - INTEGER_OFFSET
 
     def dequantised(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -118,6 +129,11 @@ def quantise_weight(weight: torch.Tensor, granularity: Granularity) -> Quantised
     )
 
 
+def rounded_levels(codes: torch.Tensor, sixteenths: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
+    """g128r's rint(codes * sixteenths / 16 + zero), fp32, of integers of any type: exact but for that rounding."""
+    return torch.round((codes * sixteenths).to(torch.float32) * (1 / SIXTEENTHS) + zero)
+
+
 def check_tensor(name: str, value: object) -> None:
     """ValueError, naming the argument, unless ``value`` is a strided torch tensor."""
     if not isinstance(value, torch.Tensor):
@@ -147,7 +163,7 @@ def check_quantised(quantised: QuantisedWeight) -> None:
     group = weight_group(quantised.granularity)
     _check_size("codes", codes, group)
     n, k = codes.shape
-    integer, grouped = quantised.granularity == "g128i", group is not None
+    integer, grouped = quantised.granularity in TWO_LEVEL, group is not None
     per_group = (n, k // group) if group else None
     _check_field("row_scale", quantised.row_scale, torch.float32, (n,), codes.device)
     _check_field(
@@ -163,16 +179,20 @@ def check_quantised(quantised: QuantisedWeight) -> None:
     if (scale := quantised.group_scale) is not None and not bool(((scale > 0) & (scale <= 1)).all()):
         raise ValueError("group_scale must lie in (0, 1]: larger ones belong into row_scale")
     if quantised.integer_scale is not None and quantised.zero is not None:
-        _check_integer_groups(codes, quantised.integer_scale, quantised.zero)
+        _check_two_level(quantised.granularity, codes, quantised.integer_scale, quantised.zero)
 
 
-def _check_integer_groups(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> None:
-    if int(scale.min()) < 1 or int(scale.max()) > LARGEST_INTEGER_SCALE:
-        raise ValueError(f"integer_scale must lie in 1 … {LARGEST_INTEGER_SCALE}")
+def _check_two_level(granularity: Granularity, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> None:
     largest = codes.reshape(*scale.shape, -1).amax(-1).to(torch.int16)
-    highest = int((largest * scale.to(torch.int16) + zero.to(torch.int16)).max())
-    if highest > 255:
-        raise ValueError(f"zero: code * integer_scale + zero must lie in 0 … 255, not reach {highest}")
+    wide, zero = scale.to(torch.int16), zero.to(torch.int16)
+    if granularity == "g128r":
+        level, highest = "rint(code * (integer_scale + 1) / 16 + zero)", rounded_levels(largest, wide + 1, zero)
+    elif int(scale.min()) < 1 or int(scale.max()) > LARGEST_INTEGER_SCALE:
+        raise ValueError(f"integer_scale must lie in 1 … {LARGEST_INTEGER_SCALE}")
+    else:
+        level, highest = "code * integer_scale + zero", largest * wide + zero
+    if (reached := int(highest.max())) > 255:
+        raise ValueError(f"zero: {level} must lie in 0 … 255, not reach {reached}")
 
 
 def _check_field(
@@ -218,7 +238,9 @@ def _quantiser(granularity: Granularity) -> Callable[[torch.Tensor], Parts]:
     group = weight_group(granularity)
     if group is None:
         return _per_row
-    return _integer_groups if granularity == "g128i" else lambda weight: _float_groups(weight, group)
+    if granularity == "g128i":
+        return _integer_groups
+    return _rounded_groups if granularity == "g128r" else lambda weight: _float_groups(weight, group)
 
 
 # Elementwise tensor arithmetic alone, in an order that is spelt out, and never a Python number as divisor (torch
@@ -259,34 +281,79 @@ def _float_groups(weight: torch.Tensor, group: int) -> Parts:
     }
 
 
-def _integer_groups(weight: torch.Tensor) -> Parts:
+def _two_level(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of groups of 128: row scale, weights over it, least and greatest of each group."""
     groups = weight.reshape(weight.shape[0], -1, 128)
     least, greatest = groups.amin(2), groups.amax(2)
     widest = _over((greatest - least).amax(1), 15.0 * LARGEST_INTEGER_SCALE)
     largest = _over(weight.abs().amax(1), INTEGER_OFFSET - 0.5)
     row_scale, divisor = _row_scale(torch.maximum(widest, largest))
-    values = groups / divisor[:, None, None]
-    least, greatest = least / divisor[:, None], greatest / divisor[:, None]
+    return row_scale, groups / divisor[:, None, None], least / divisor[:, None], greatest / divisor[:, None]
+
+
+def _integer_groups(weight: torch.Tensor) -> Parts:
+    row_scale, values, least, greatest = _two_level(weight)
     covering = torch.ceil(_over(greatest - least, 15.0)).clamp(1, LARGEST_INTEGER_SCALE)
 
-    def rounded(scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scale, zero, codes, and the squared error of every group."""
+    def rounded(scale: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The squared error of every group; scale, zero, codes."""
         centred = torch.round((least + greatest) * 0.5 - scale * 7.5) + INTEGER_OFFSET
         zero = torch.minimum(centred.clamp(min=0), 255 - scale * 15)
         offset = zero - INTEGER_OFFSET
         codes = torch.round((values - offset[:, :, None]) / scale[:, :, None]).clamp(0, 15)
         error = codes * scale[:, :, None] + offset[:, :, None] - values
-        return scale, zero, codes, _sum_in_halves(error * error)
+        return _sum_in_halves(error * error), scale, zero, codes
 
-    finer, coarser = rounded((covering - 1).clamp(min=1)), rounded(covering)
-    take = finer[3] <= coarser[3]
-    scale, zero = (torch.where(take, finer[i], coarser[i]).to(torch.uint8) for i in (0, 1))
-    codes = torch.where(take[:, :, None], finer[2], coarser[2]).to(torch.uint8)
+    best = _less(rounded(covering), rounded((covering - 1).clamp(min=1)))
+    return _two_level_parts(weight, row_scale, *best[1:])
+
+
+def _rounded_groups(weight: torch.Tensor) -> Parts:
+    row_scale, values, least, greatest = _two_level(weight)
+    values = values + INTEGER_OFFSET
+    covering = _over(greatest - least, 15.0 / SIXTEENTHS)
+
+    def rounded(factor: float) -> tuple[torch.Tensor, ...]:
+        """The squared error of every group; integer scale, zero, codes."""
+        sixteenths = torch.ceil(covering * factor).clamp(1, SIXTEENTHS * LARGEST_INTEGER_SCALE)
+        scale = sixteenths * (1 / SIXTEENTHS)
+        centred = torch.round((least + greatest) * 0.5 - scale * 7.5) + INTEGER_OFFSET
+        zero = torch.minimum(centred.clamp(min=0), 255 - torch.ceil(scale * 15))
+
+        def off(codes: torch.Tensor) -> torch.Tensor:
+            return rounded_levels(codes, sixteenths[:, :, None], zero[:, :, None]) - values
+
+        codes = torch.round((values - zero[:, :, None]) / scale[:, :, None]).clamp(0, 15)
+        error = off(codes)
+        neighbour = (codes - torch.sign(error)).clamp(0, 15)  # may be nearer, for levels are rounded
+        of_neighbour = off(neighbour)
+        nearer = of_neighbour.abs() < error.abs()
+        error, codes = torch.where(nearer, of_neighbour, error), torch.where(nearer, neighbour, codes)
+        return _sum_in_halves(error * error), sixteenths - 1, zero, codes
+
+    best = rounded(STEPS_TRIED[0])
+    for factor in STEPS_TRIED[1:]:
+        best = _less(best, rounded(factor))
+    return _two_level_parts(weight, row_scale, *best[1:])
+
+
+def _less(first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Group by group, of two tuples that begin with an error, the one that errs less; of equals the second."""
+    take = second[0] <= first[0]
+    return tuple(
+        torch.where(take if old.ndim == take.ndim else take[:, :, None], new, old)
+        for old, new in zip(first, second, strict=True)
+    )
+
+
+def _two_level_parts(
+    weight: torch.Tensor, row_scale: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, codes: torch.Tensor
+) -> Parts:
     return {
-        "codes": codes.reshape(weight.shape),
+        "codes": codes.to(torch.uint8).reshape(weight.shape),
         "row_scale": row_scale,
-        "integer_scale": scale,
-        "zero": zero,
+        "integer_scale": scale.to(torch.uint8),
+        "zero": zero.to(torch.uint8),
     }
 
 

@@ -17,7 +17,7 @@ an IEEE division; ``inv`` is 0 where it would not be finite (nothing to scale: a
 A token (a group, where groups have scales of their own) that holds NaN or infinity after the transform has scale NaN,
 so that its outputs are NaN; its q, row_sum and s_g mean nothing (here 0, 0, 1).
 
-    w4a8 channel, g128i; w4a4 channel, a128i        S = the integer sum over K, f = fp32(S)
+    w4a8 channel, g128i, g128r; w4a4 channel, a128i  S = the integer sum over K, f = fp32(S)
     w4a8 g128, g64, g32                             f = fma(fp32(S_j), group_scale_j, f), j ascending from f = 0
     w4a4 g128, g64, g32                             f = fma(fp32(S_j) * group_scale_j, activation scale_j, f)
     w4a16                                           f = fma(P_j, group_scale_j, f), P_j = the products of group j summed

@@ -35,14 +35,15 @@ DEQUANTISATION: dict[str, str] = {
     "i2f_ffma": r"(I2F(P\.F32\.S32)?|FFMA)$",
     "magic_fadd_ffma": r"(FADD|FFMA)$",
     "widen": r"(?!)",
+    "widen_rounded": r"(?!)",
     "ffma": r"FFMA$",
     "before_mma": r"(?!)",
 }
-# INT4 to the type that is multiplied, group scales of "widen" and "before_mma" included; bookkeeping that happens to
+# INT4 to the type that is multiplied, group scales of "widen…" and "before_mma" included; bookkeeping that happens to
 # use the same opcodes is counted here.
 WIDENING: dict[Format, str] = {
     "w4a4": r"(?!)",
-    "w4a8": r"(LOP3|SHF|PRMT|IMAD$|IMAD\.SHL|HADD2|I2F)",
+    "w4a8": r"(LOP3|SHF|PRMT|IMAD$|IMAD\.SHL|HFMA2|HADD2|I2F)",
     "w4a16": r"(LOP3|SHF|PRMT|HFMA2|HADD2|HMUL2|I2F|FMUL)",
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, GROUP, Granularity, block_bytes
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, GROUP, TWO_LEVEL, Granularity, block_bytes
 from apex4_probe.kernels.variant import (
     MINIMUM_VERSION,
     RESERVED_BYTES,
@@ -34,7 +34,7 @@ ONE_CTA = 1.07  # all warps wait at one barrier. H100: 256 rows against 128, bot
 
 
 def _is_float(granularity: Granularity) -> bool:
-    return GROUP[granularity] is not None and granularity != "g128i"
+    return GROUP[granularity] is not None and granularity not in TWO_LEVEL
 
 
 def _warps(tile: Tile) -> int:
@@ -56,7 +56,7 @@ def ctas_per_sm(granularity: Granularity, tile: Tile) -> int:
     """What the registers of an SM hold; the kernel is compiled for it."""
     tokens = tile["tokens"]
     wide = tokens == 128 or (_is_float(granularity) and tokens > 16)
-    registers = 256 if wide else 168 if tokens == 64 else 128
+    registers = 256 if wide else 168 if tokens == 64 or (granularity == "g128r" and tokens == 32) else 128
     return REGISTERS_PER_SM // (32 * _warps(tile) * registers)
 
 
@@ -96,7 +96,11 @@ def _variant(granularity: Granularity, tiles: tuple[Tile, ...], strategy: str, d
         description=description,
         source="w4a8_mma.cu",
         headers=("mma.cuh", "async_copy.cuh", "output.cuh", "output_tile.cuh", "widen.cuh"),
-        macros=(("group", GROUP[granularity] or 0), ("integer_scales", int(granularity == "g128i"))),
+        macros=(
+            ("group", GROUP[granularity] or 0),
+            ("two_level", int(granularity in TWO_LEVEL)),
+            ("rounded", int(granularity == "g128r")),
+        ),
         tiles=tiles,
         default=default,
         refuses=refuses,
@@ -117,7 +121,7 @@ def _tiles(*shapes: tuple[int, int, int, tuple[int, ...]]) -> tuple[Tile, ...]:
 # won for g128i, which widens every weight twice there; 256 rows did, by 1 %, and never for channel.
 _FEW_TOKENS = _tiles((128, 64, 32, (3, 4)), (128, 32, 32, (4,)), (128, 16, 32, (4,)))
 _CHANNEL = (*_tiles((128, 128, 32, (4,)), (128, 128, 64, (4, 3)), (128, 128, 32, (3, 2))), *_FEW_TOKENS)
-_G128I = (*_tiles((128, 128, 32, (4, 3, 2)), (256, 128, 32, (3,))), *_FEW_TOKENS)
+_TWO_LEVEL = (*_tiles((128, 128, 32, (4, 3, 2)), (256, 128, 32, (3,))), *_FEW_TOKENS)
 # A float sum beside each integer one: 128 tokens do not fit the registers.
 _FLOAT = _tiles((128, 64, 32, (4, 3, 2)), (128, 32, 32, (4,)), (128, 16, 32, (4,)))
 
@@ -125,7 +129,8 @@ _PER_GROUP = "a float scale per {} weights, on each group's integer sums: one ad
 
 VARIANTS: tuple[Variant, ...] = (
     _variant("channel", _CHANNEL, "none", "a scale per weight row; nibbles become bytes where they lie"),
-    _variant("g128i", _G128I, "widen", "an integer scale per 128 weights, applied while they are widened to INT8"),
+    _variant("g128i", _TWO_LEVEL, "widen", "an integer scale per 128 weights, applied while they are widened to INT8"),
+    _variant("g128r", _TWO_LEVEL, "widen_rounded", "likewise, in sixteenths, and rounded to INT8"),
     _variant("g128", _FLOAT, "magic_fadd_ffma", _PER_GROUP.format(128)),
     _variant("g64", _FLOAT, "magic_fadd_ffma", _PER_GROUP.format(64)),
     _variant("g32", _FLOAT, "magic_fadd_ffma", _PER_GROUP.format(32)),

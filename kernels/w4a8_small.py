@@ -6,7 +6,15 @@ Tile parameters (the source's header explains them): ``rows`` of W and ``tokens`
 
 from __future__ import annotations
 
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE, Granularity, block_bytes
+from apex4_probe.kernels.formats import (
+    BLOCK_K,
+    BLOCK_ROWS,
+    TILE_ROWS,
+    TOKEN_TILE,
+    TWO_LEVEL,
+    Granularity,
+    block_bytes,
+)
 from apex4_probe.kernels.variant import MINIMUM_VERSION, Chip, Geometry, Shape, Tile, Variant, tile
 from apex4_probe.kernels.whole_rows import even_grid, rounds
 
@@ -119,7 +127,7 @@ def _by_bulk_copies(granularity: Granularity, tile: Tile) -> str:
     """What only works where copies are bulk copies; "" for nothing."""
     if tile["row_warps"] > 1:
         return "several row warps"
-    return "group scales of 80 rows a warp" if granularity == "g128i" and tile["rows"] == _FIVE_TILES else ""
+    return "group scales of 80 rows a warp" if granularity in TWO_LEVEL and tile["rows"] == _FIVE_TILES else ""
 
 
 # l2.read over memory.read of an H100, 6921 to 3054 GB/s when the preference was fitted (6990 in the profile that is
@@ -153,7 +161,7 @@ def _default(granularity: Granularity, shape: Shape, chip: Chip) -> Tile:
     return next(each for each in fitting if busiest(each) <= _ABOUT_EVEN * least)
 
 
-def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str) -> Variant:
+def _variant(granularity: Granularity, strategy: str, scales: str) -> Variant:
     return Variant(
         name=f"w4a8.small.{granularity}",
         format="w4a8",
@@ -162,7 +170,7 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
         description=f"1 … {MOST_TOKENS} tokens, memory-bound: whole rows a CTA, K split over its warps; {scales}",
         source="w4a8_small.cu",
         headers=("mma.cuh", "async_copy.cuh", "output.cuh", "row_quads.cuh", "widen.cuh", "weight_ring.cuh"),
-        macros=(("GROUPED", int(grouped)),),
+        macros=(("grouped", int(granularity in TWO_LEVEL)), ("rounded", int(granularity == "g128r"))),
         tiles=_tiles(),
         default=lambda shape, chip: _default(granularity, shape, chip),
         refuses=lambda tile, shape, chip: _refuses(granularity, tile, shape, chip),
@@ -171,6 +179,7 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
 
 
 VARIANTS: tuple[Variant, ...] = (
-    _variant("channel", False, "none", "a float scale per row"),
-    _variant("g128i", True, "widen", "integer group scales applied while widening"),
+    _variant("channel", "none", "a float scale per row"),
+    _variant("g128i", "widen", "integer group scales applied while widening"),
+    _variant("g128r", "widen_rounded", "group scales of sixteenths applied while widening, rounded to INT8"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, NIBBLE_BYTES, Granularity
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, NIBBLE_BYTES, TWO_LEVEL, Granularity
 from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
 from apex4_probe.kernels.wgmma import Wgmma
 
@@ -26,7 +26,7 @@ CTA_SHARED_BYTES = 227 * 1024  # compute capability 9.0 (CUDA C++ Programming Gu
 
 def _slot_bytes(granularity: Granularity) -> int:
     """Shared memory of a block of 32 rows x 128 of K: with room to begin in a line's middle."""
-    return NIBBLE_BYTES + (128 if granularity == "g128i" else 0)
+    return NIBBLE_BYTES + (128 if granularity in TWO_LEVEL else 0)
 
 
 def stage_bytes(granularity: Granularity, tile: Tile) -> int:
@@ -96,15 +96,19 @@ MACS = 4096  # dense INT8, a clock and SM: datasheet
 SHARED_BYTES = 122  # a clock and SM, of 128: operand B, which each 64 rows read anew, weights, and what copies write
 # What a warpgroup takes at least: from the end of one batch of wgmmas to the issue of the next but one, and before a
 # stage's first to see that the stage is full and to read it.
-WIDEN_CLOCKS: dict[Granularity, int] = {"channel": 260, "g128i": 305}
+WIDEN_CLOCKS: dict[Granularity, int] = {"channel": 260, "g128i": 305, "g128r": 400}
 STAGE_CLOCKS = 140
 TILE_CLOCKS = 4250  # between two tiles of 128 x 256: epilogue, first operands
 EXCHANGE_CLOCKS = 3450  # of a tile that CTAs share
 PAIR_FACTOR = 1.02  # of the clocks a block, in clusters whose CTAs multiply tiles of their own: measured 1.00 … 1.07
 START_CLOCKS = 2450  # launch, first loads
 MEMORY_BYTES = 1740  # a clock, of all SMs
-# g128i's blocks begin in the middle of every second line.
-LINE_BYTES: dict[Granularity, int] = {"channel": NIBBLE_BYTES, "g128i": NIBBLE_BYTES + 192}
+# Blocks with group scales begin in the middle of every second line.
+LINE_BYTES: dict[Granularity, int] = {
+    "channel": NIBBLE_BYTES,
+    "g128i": NIBBLE_BYTES + 192,
+    "g128r": NIBBLE_BYTES + 192,
+}
 
 
 def clocks(granularity: Granularity, tile: Tile, shape: Shape, chip: Chip) -> float:
@@ -171,7 +175,7 @@ TILES = (
 )
 
 
-def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str) -> Variant:
+def _variant(granularity: Granularity, strategy: str, scales: str) -> Variant:
     return Variant(
         name=f"w4a8.wgmma.{granularity}",
         format="w4a8",
@@ -182,7 +186,9 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
         headers=(
             "mma.cuh", "async_copy.cuh", "cluster.cuh", "output.cuh", "output_tile.cuh", "warpgroup.cuh", "widen.cuh",
         ),
-        macros=(("grouped", int(grouped)), ("batch", BATCH)),
+        macros=(
+            ("grouped", int(granularity in TWO_LEVEL)), ("rounded", int(granularity == "g128r")), ("batch", BATCH),
+        ),
         tiles=TILES,
         default=lambda shape, chip: _default(granularity, shape, chip),
         refuses=lambda tile, shape, chip: _refuses(granularity, tile, shape, chip),
@@ -194,6 +200,7 @@ def _variant(granularity: Granularity, grouped: bool, strategy: str, scales: str
 
 
 VARIANTS: tuple[Variant, ...] = (
-    _variant("channel", False, "none", "a float scale per row"),
-    _variant("g128i", True, "widen", "integer group scales applied while widening"),
+    _variant("channel", "none", "a float scale per row"),
+    _variant("g128i", "widen", "integer group scales applied while widening"),
+    _variant("g128r", "widen_rounded", "group scales of sixteenths applied while widening, rounded to INT8"),
 )

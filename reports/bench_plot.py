@@ -22,11 +22,12 @@ COLUMNS = 2
 COLOURS = {
     ("w4a8", "channel"): style.BLUE,
     ("w4a8", "g128i"): style.VERMILLION,
+    ("w4a8", "g128r"): style.PURPLE,
     ("w4a8", "g128"): style.ORANGE,
     ("w4a16", "channel"): style.SKY,
     ("w4a16", "g128"): style.GREEN,
 }
-MARKERS = {"channel": "o", "g128i": "s", "a128i": "D", "g128": "^", "g64": "v", "g32": "<"}
+MARKERS = {"channel": "o", "g128i": "s", "g128r": "p", "a128i": "D", "g128": "^", "g64": "v", "g32": "<"}
 
 
 @style.styled

@@ -24,6 +24,7 @@ GRANULARITIES: dict[Granularity, str] = {
     "g64": "float scales per group of 64",
     "g32": "float scales per group of 32",
     "g128i": "integer weight scales per group of 128",
+    "g128r": "weight scales in sixteenths per group of 128",
     "mixed": "a granularity for each layer",
 }
 STRATEGIES = {
@@ -34,6 +35,7 @@ STRATEGIES = {
     "magic_fadd_ffma": "magic number, FADD + FFMA",
     "imad": "integer scale, IMAD",
     "widen": "while widening INT4 to INT8",
+    "widen_rounded": "while widening INT4 to INT8, rounded",
     "before_mma": "before the MMA",
     "ffma": "FFMA on FP32 sums",
 }

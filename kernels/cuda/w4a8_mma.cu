@@ -15,6 +15,7 @@
 //                    the row's scale holds the 1/16, the offset 8 becomes a multiple of the token's sum: two
 //                    instructions for eight weights.
 //           g128i    code * scale + zero while widening, unsigned with offset 128: five instructions for eight weights.
+//           g128r    likewise, scales in sixteenths and sums rounded: eleven.
 //           float groups   16 times the value, signed; a group's INT32 sum starts at the bits of 1.5 * 2^23, so that
 //                    FADD makes it an exact float (|sum| <= 2^21), and FFMA scales it. Both per accumulator and group.
 //           Row and token scales, the token's sum and the bias are applied once, in the epilogue.
@@ -27,10 +28,11 @@
 //   channel          32   128   36        12        32                                        < 48
 //                    64   128   24        12        64                                        < 48
 //   g128i            32   128   38        13        88                                        < 48
+//   g128r            32   128   38        13       182                                        < 48
 //   g128             32    64   22         9        52      64 + 64                           < 64
 // Widening includes the groups' scales.
 // Registers: 256 for 128 tokens and, with float groups, for more than 16, so 2 CTAs of 4 warps an SM; otherwise 168 (3)
-// for 64 tokens and 128 (4) for fewer.
+// for 64 tokens, and with g128r for 32, and 128 (4) for fewer.
 #include "mma.cuh"
 
 #include "async_copy.cuh"
@@ -38,9 +40,9 @@
 #include "output_tile.cuh"
 #include "widen.cuh"
 
-// GROUP: weights along K that share a scale, 0 for channel. INTEGER_SCALES: of g128i.
+// GROUP: weights along K that share a scale, 0 for channel. TWO_LEVEL: of g128i or, ROUNDED, of g128r.
 constexpr int GROUPS = GROUP ? 128 / GROUP : 0;
-constexpr bool FLOAT_SCALES = GROUP && !INTEGER_SCALES;
+constexpr bool FLOAT_SCALES = GROUP && !TWO_LEVEL;
 
 constexpr int WARPS = ROWS / 32, THREADS = 32 * WARPS;
 constexpr int WARP_TOKENS = 32 * TOKENS / WARP_ROWS;
@@ -53,7 +55,7 @@ constexpr int STAGE = TOKENS / 8 * TOKEN_TILE + WARPS * BLOCK;
 // Weights are kept widened for a span of K: half a stage, or all of it where a group's sum needs it in one go.
 constexpr int SPAN_HALVES = FLOAT_SCALES && GROUP == 128 ? 2 : 1;
 constexpr int SPANS = 2 / SPAN_HALVES, STEPS = 2 * SPAN_HALVES;
-constexpr int GROUPS_OF_SPAN = FLOAT_SCALES ? GROUPS / SPANS : INTEGER_SCALES;
+constexpr int GROUPS_OF_SPAN = FLOAT_SCALES ? GROUPS / SPANS : TWO_LEVEL;
 // Eight independent MMAs before one depends on another. That many tiles' sums of a float group are held, too; in groups
 // of 32 no MMA depends on another, and half as many leave registers.
 constexpr int BATCH_TILES = FLOAT_SCALES && GROUP == 32 ? 4 : 8;
@@ -63,11 +65,12 @@ constexpr int BATCHES = TOKEN_TILES / BATCH;
 constexpr int OUT_STRIDE = ROWS + 8;  // of a token in the epilogue: sixteen bytes more, against bank conflicts
 constexpr int EPILOGUE = TOKENS * (OUT_STRIDE * 2 + 8);
 constexpr int SHARED = STAGES * STAGE > EPILOGUE ? STAGES * STAGE : EPILOGUE;  // what geometry() asks for
-static_assert(WARP_ROWS == 32 || !INTEGER_SCALES, "g128i's five instructions would be spent twice on every weight");
+static_assert(WARP_ROWS == 32 || !TWO_LEVEL, "two-level scales would be applied twice to every weight");
 static_assert(TOKEN_TILES % BATCH == 0 && TOKENS <= THREADS && STAGES >= 2, "");
 
 // Registers bound it: the accumulators and about a hundred more; a float group's own sums and operands beside them.
-constexpr int REGISTERS = TOKENS <= 16 ? 128 : TOKENS == 128 || FLOAT_SCALES ? 256 : TOKENS == 64 ? 168 : 128;
+constexpr int REGISTERS =
+    TOKENS <= 16 ? 128 : TOKENS == 128 || FLOAT_SCALES ? 256 : TOKENS == 64 || ROUNDED ? 168 : 128;
 constexpr int CTAS_PER_SM = 65536 / (THREADS * REGISTERS);
 
 // Predicated, where an if() may become a branch that splits the loop.
@@ -148,7 +151,7 @@ struct Packed {
       }
 #pragma unroll
       for (int q = 0; q < GROUPS_OF_SPAN; q++) {
-        if (INTEGER_SCALES && span > 0) continue;
+        if (TWO_LEVEL && span > 0) continue;
         const int group = span * GROUPS_OF_SPAN + q;
         // volatile: the compiler would load the lowest byte a second time rather than mask it
         scales[q][t] = *(const volatile u32*)(tile + NIBBLES + (group * 2 + t % 2) * 32 + lane / 4 * 4);
@@ -160,12 +163,12 @@ struct Packed {
 struct Operand {
   u32 a[ROW_TILES][STEPS][4];
   float scale[FLOAT_SCALES ? GROUPS_OF_SPAN : 1][ROW_TILES][2];
-  IntegerGroup group[ROW_TILES];  // g128i: of the whole stage, kept over its spans
+  TwoLevelGroup group[ROW_TILES];  // two-level: of the whole stage, kept over its spans
 
   __device__ __forceinline__ void widen(const Packed& packed, int span, const Opaque& opaque) {
 #pragma unroll
     for (int t = 0; t < ROW_TILES; t++) {
-      if (INTEGER_SCALES && span == 0) group[t] = IntegerGroup::of(packed.scales[0][t]);
+      if (TWO_LEVEL && span == 0) group[t] = TwoLevelGroup::of(packed.scales[0][t]);
 #pragma unroll
       for (int s = 0; s < STEPS; s++) {
         const uint4& w = packed.nibbles[t][s / 2];
@@ -173,7 +176,7 @@ struct Operand {
         for (int h = 0; h < 2; h++) {
           const u32 word = s % 2 ? (h ? w.w : w.z) : (h ? w.y : w.x);
           u32 &first = a[t][s][2 * h], &second = a[t][s][2 * h + 1];
-          if constexpr (INTEGER_SCALES) {
+          if constexpr (TWO_LEVEL) {
             widen_grouped(word, group[t], first, second);
           } else if constexpr (FLOAT_SCALES) {
             widen_times_16(word, opaque.high_nibbles, first, second);
@@ -270,7 +273,7 @@ static __device__ __forceinline__ void multiply(float (&sum)[ROW_TILES][TOKEN_TI
 
 static __device__ __forceinline__ Widened widened(int second_row) {
   if (FLOAT_SCALES) return {0, 0.0625f};  // signed, so without an offset
-  return INTEGER_SCALES ? Widened::grouped() : Widened::in_place(second_row);
+  return TWO_LEVEL ? Widened::grouped() : Widened::in_place(second_row);
 }
 
 // A finished sum without the offset that unsigned weights carry.

@@ -11,7 +11,7 @@
 //              0: from the L2 into registers, one block ahead; only rows of tokens that exist are touched. For up to 16
 //                 tokens, whose fragments the registers hold twice
 //   TOKENS     8, 16, 32 or 64, of which m are stored
-//   GROUPED    1: g128i, integer scale and zero applied while widening
+//   GROUPED    1: g128i or, ROUNDED 1, g128r: two-level scale and zero applied while widening
 //              0: channel
 //
 // Operand A is unsigned: the offset it carries is subtracted once per output, by means of x_sum. So channel widens in
@@ -51,9 +51,9 @@ constexpr int BARRIERS_AT = TOKEN_AT + TOKENS * 8;           // of the warps' st
 constexpr int SHARED_BYTES = BARRIERS_AT + (WARPS + SHARED_X * 2 * K_WARPS) * STAGES * 8;
 
 #if GROUPED
-using Group = IntegerGroup;
+using Group = TwoLevelGroup;
 static __device__ __forceinline__ Group group_of(const u8* stage, int tile, int g) {
-  return IntegerGroup::of(*reinterpret_cast<const u32*>(stage + scales_of(tile) + 4 * g));
+  return Group::of(*reinterpret_cast<const u32*>(stage + scales_of(tile) + 4 * g));
 }
 static __device__ __forceinline__ void widen(u32 word, const Group& group, u32& first_row, u32& second_row) {
   widen_grouped(word, group, first_row, second_row);

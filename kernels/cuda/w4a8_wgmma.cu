@@ -13,6 +13,7 @@
 // scales    channel  codes stay where they lie in their nibbles, unsigned: the second row's are 16 times too large, and
 //                    its scale holds the 1/16. Two instructions for eight weights.
 //           g128i    code * scale + zero while widening, unsigned with offset 128. Five instructions for eight weights.
+//           g128r    likewise, scales in sixteenths and sums rounded (ROUNDED 1). Eleven instructions.
 //           Offsets become a multiple of the token's sum. Sums are INT32 over all of K (formats hold |sum| < 2^31).
 // pipeline  BATCH wgmmas of 32 of K are in flight while the operand of the next ones is widened into other registers; a
 //           stage is handed back when the wgmmas behind it have been issued and its own have ended. Warpgroups share
@@ -186,8 +187,8 @@ struct Packed {
 };
 
 #if GROUPED
-using Group = IntegerGroup;
-static __device__ __forceinline__ Group group_of(u32 scales) { return IntegerGroup::of(scales); }
+using Group = TwoLevelGroup;
+static __device__ __forceinline__ Group group_of(u32 scales) { return Group::of(scales); }
 static __device__ __forceinline__ void widen(u32 word, const Group& group, u32& first_row, u32& second_row) {
   widen_grouped(word, group, first_row, second_row);
 }

@@ -13,12 +13,6 @@ static __device__ __forceinline__ u32 add_f16x2(u32 x, u32 y) {
   return sum;
 }
 
-static __device__ __forceinline__ u32 fma_f16x2(u32 x, u32 y, u32 z) {
-  u32 sum;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(y), "r"(z));
-  return sum;
-}
-
 static __device__ __forceinline__ u32 fma_bf16x2(u32 x, u32 y, u32 z) {
   u32 sum;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(y), "r"(z));

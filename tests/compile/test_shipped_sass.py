@@ -46,7 +46,7 @@ def test_what_ships_is_every_variants_default_tiles() -> None:
 SAMPLE = [
     pytest.param(*entry, id=f"{entry[0]}-{entry[1]}-{entry[2]}")
     for entry, loop in SHIPPED.items()
-    if loop.arch in ("sm_80", "sm_86") and loop.granularity in ("channel", "a128i", "g128", "g128i")
+    if loop.arch in ("sm_80", "sm_86") and loop.granularity in ("channel", "a128i", "g128", "g128i", "g128r")
 ]
 
 

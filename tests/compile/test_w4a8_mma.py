@@ -14,7 +14,8 @@ from apex4_probe.strategies import STRATEGIES
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a")
 VARIANTS = {variant.granularity: variant for variant in w4a8_mma.VARIANTS}
-INTEGER = ("channel", "g128i")
+INTEGER = ("channel", "g128i", "g128r")
+WIDENING = {"channel": 16, "g128i": 44, "g128r": 91}  # of 16 rows x 128 of K, a thread
 
 A100 = Chip("8.0", "sm_80", 108, 163 * 1024)
 RTX_3090 = Chip("8.6", "sm_86", 82, 99 * 1024)
@@ -92,7 +93,7 @@ def test_hot_loop_and_occupancy(granularity: str, tile: Tile, target: str, bf16:
     assert count("FADD") == count("FFMA") == dequantisation
     assert count("I2F") == 0
 
-    widening = row_tiles * (24 + 2 * groups if is_float else 44 if groups else 16)
+    widening = row_tiles * (24 + 2 * groups if is_float else WIDENING[granularity])
     idle = sum(i.predicate in ("@!PT", "@!UPT") for i in body)
     counted = imma + len(loads) + count("LDGSTS") + 2 * dequantisation + widening + idle
     overhead = sum(counts.values()) - counted
@@ -207,6 +208,7 @@ def test_records_name_what_they_do():
     assert [(v.name, v.strategy) for v in w4a8_mma.VARIANTS] == [
         ("w4a8.mma.channel", "none"),
         ("w4a8.mma.g128i", "widen"),
+        ("w4a8.mma.g128r", "widen_rounded"),
         ("w4a8.mma.g128", "magic_fadd_ffma"),
         ("w4a8.mma.g64", "magic_fadd_ffma"),
         ("w4a8.mma.g32", "magic_fadd_ffma"),

@@ -10,7 +10,7 @@ import pytest
 
 from apex4_probe.kernels import catalogue, sass
 from apex4_probe.kernels.compile import compile_kernel
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE
+from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, TILE_ROWS, TOKEN_TILE, Granularity
 from apex4_probe.kernels.variant import Chip, Shape, Tile, Variant
 from apex4_probe.kernels.w4a8_small import MOST_TOKENS, VARIANTS, shared_bytes
 from apex4_probe.kernels.whole_rows import rounds
@@ -26,7 +26,9 @@ CHIPS = {
 H100 = CHIPS["sm_90a"]
 REGISTERS_PER_SM = 65536
 FIVE_TILES = 5  # a warp: so many that the source rolls the loop over the halves of a block
-CHANNEL, G128I = VARIANTS
+CHANNEL = VARIANTS[0]
+# Instructions of a word of eight weights; of a group; of a block beside them: where it begins, constants in registers.
+WIDENING = {"channel": (2, 0, 0), "g128i": (5, 5, 8), "g128r": (11, 3, 28)}
 TILES = CHANNEL.tiles
 
 
@@ -69,19 +71,16 @@ def check(variant: Variant, tile: Tile, chip: Chip) -> None:
     # Conflict-free 16-byte accesses: one of each tile of weights and, staged, of each tile of tokens, a half.
     assert loop["LDS.128"] == halves * (tiles + token_tiles * tile["staged_x"]), what
     assert sass.matching(loop, r"LDG\..*128") == halves * token_tiles * (1 - tile["staged_x"]), what
-    # Two instructions widen a word of eight weights, with group scales a shift and two IMAD more.
-    words, grouped = 4 * halves * tiles, variant is G128I
-    assert 2 * words <= loop["LOP3.LUT"] <= 2 * words + 40, what
+    words = 4 * halves * tiles
+    of_word, of_group, of_block = WIDENING[variant.granularity]
+    masks = words * (4 if variant.granularity == "g128r" else 2)
+    assert masks <= loop["LOP3.LUT"] <= masks + 40, what
     if chip is H100:
-        work = (
-            halves * (2 * tiles * token_tiles + tiles + token_tiles)
-            + words * (5 if grouped else 2)
-            + 5 * tiles * grouped
-        )
+        work = halves * (2 * tiles * token_tiles + tiles + token_tiles) + words * of_word + of_group * tiles
         # Beside it a step waits, counts and requests a stage, most of that one lane's; odd tiles are fetched in pieces,
         # shared activations have barriers of their own, every second block with group scales lies half a line on.
         pieces = (tiles + 1) // 2 if tiles % 2 else 0
-        allowed = 110 + 40 * pieces + 90 * (tile["row_warps"] > 1) + 8 * grouped
+        allowed = 110 + 40 * pieces + 90 * (tile["row_warps"] > 1) + of_block
         assert len(inner) <= work + allowed, what
     everything = code.count(code.instructions)
     copies = [sass.matching(loop if halves == 2 else everything, opcode) > 0 for opcode in ("UBLKCP", "LDGSTS")]
@@ -129,12 +128,13 @@ def test_dependent_launch_requests_weights_before_it_waits_and_reads_activations
         assert min(at for at, opcode in enumerate(order) if opcode.startswith("STG")) > wait
 
 
-def test_g128i_has_room_for_its_scales_and_to_begin_in_the_middle_of_a_line() -> None:
+@pytest.mark.parametrize("granularity", ["g128i", "g128r"])
+def test_group_scales_have_room_and_may_begin_in_the_middle_of_a_line(granularity: Granularity) -> None:
     """A tile's scales are 32 bytes, a block begins up to 64 further on, stages are multiples of 128."""
     more_a_stage = {1: 128, 2: 128, 3: 256, 4: 256, 5: 256, 7: 384}
     for tile in TILES:
         more = more_a_stage[warp_tiles(tile)] * tile["warps"] * tile["stages"]
-        assert shared_bytes(tile, "g128i") - shared_bytes(tile, "channel") == more
+        assert shared_bytes(tile, granularity) - shared_bytes(tile, "channel") == more
 
 
 def blocks_of(tile: Tile, n: int, k: int, grid: int) -> list[tuple[int, int]]:
@@ -236,8 +236,10 @@ def test_refusals(tile: Tile, shape: Shape, chip: Chip, reason: str) -> None:
 
 def test_five_tiles_a_warp_with_group_scales_are_for_bulk_copies() -> None:
     shape, tile = Shape(1, 4096, 4096), tile_of(rows=80)
-    assert "group scales of 80 rows a warp need compute capability 9.0" in G128I.refuses(tile, shape, CHIPS["sm_80"])
-    assert CHANNEL.refuses(tile, shape, CHIPS["sm_80"]) == G128I.refuses(tile, shape, H100) == ""
+    assert CHANNEL.refuses(tile, shape, CHIPS["sm_80"]) == ""
+    for grouped in VARIANTS[1:]:
+        assert "group scales of 80 rows a warp need compute" in grouped.refuses(tile, shape, CHIPS["sm_80"])
+        assert grouped.refuses(tile, shape, H100) == ""
 
 
 def test_no_default_where_nothing_is_legal() -> None:

@@ -20,7 +20,7 @@ H100 = Chip("9.0", "sm_90a", 132, 227 * 1024)
 A100 = Chip("8.0", "sm_80", 108, 163 * 1024)
 B200 = Chip("10.0", "sm_100a", 148, 227 * 1024)
 VARIANTS = {variant.granularity: variant for variant in w4a8_wgmma.VARIANTS}
-WIDENING = {"channel": 16, "g128i": 44}  # of 64 rows x 128 of K, a thread: the header of the source
+WIDENING = {"channel": 16, "g128i": 44, "g128r": 91}  # of 64 rows x 128 of K, a thread: the header of the source
 SLACK = 48  # waiting, addresses of stages and descriptors, loop: a block of K
 WIDE = tile(rows=128, tokens=256, warpgroups=2, stages=4, lag=1, split_k=1, share_last=0)
 SHARED = tile(rows=128, tokens=64, warpgroups=2, stages=11, lag=1, split_k=4, share_last=0)
@@ -70,7 +70,7 @@ def test_hot_loop(granularity: str, one: Tile):
     assert count(rf"IGMMA\.64x{one['tokens']}x32\.U8\.S8") == count(".GMMA") == blocks * row_tiles * 4
     assert count(r"WARPGROUP\.ARRIVE") == count(r"WARPGROUP\.DEPBAR") == blocks * batches
     assert count(r"LDS\.128") == blocks * row_tiles * 2
-    assert count("LDS") == blocks * row_tiles * (3 if granularity == "g128i" else 2)
+    assert count("LDS") == blocks * row_tiles * (2 if granularity == "channel" else 3)
     assert count("SYNCS.ARRIVE") == blocks
     assert count("BAR") == count("STS") == count("LDG") == 0
     work = row_tiles * (WIDENING[granularity] + 4 + count("LDS") // (blocks * row_tiles)) + 2 * batches
@@ -263,5 +263,6 @@ def test_records_name_what_they_do():
     assert [(v.name, v.strategy, v.activations) for v in w4a8_wgmma.VARIANTS] == [
         ("w4a8.wgmma.channel", "none", "int8_wgmma"),
         ("w4a8.wgmma.g128i", "widen", "int8_wgmma"),
+        ("w4a8.wgmma.g128r", "widen_rounded", "int8_wgmma"),
     ]
     assert all(v.strategy in STRATEGIES for v in w4a8_wgmma.VARIANTS)

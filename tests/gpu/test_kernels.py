@@ -17,7 +17,15 @@ import torch
 
 import apex4_probe as apex
 from apex4_probe.kernels import catalogue
-from apex4_probe.kernels.formats import BLOCK_K, BLOCK_TOKENS, GROUP, NIBBLE_BYTES, TOKEN_TILE, weight_group
+from apex4_probe.kernels.formats import (
+    BLOCK_K,
+    BLOCK_TOKENS,
+    GROUP,
+    NIBBLE_BYTES,
+    TOKEN_TILE,
+    TWO_LEVEL,
+    weight_group,
+)
 from apex4_probe.kernels.gemm import gemm, precompile
 from apex4_probe.kernels.launch import chip
 from apex4_probe.kernels.packing import PackedWeight, pack_quantised, random_packed, unpack
@@ -288,6 +296,10 @@ def test_the_shapes_of_real_models(variant: Variant) -> None:
             expected(variant, x, packed, None).check(y, f"{variant.name} by default, M = {m}, N = {n}, K = {k}")
 
 
+# Steps of 16, of 1/16 and of ten halves, which tie; zeros at both ends.
+SIXTEENTHS_AND_ZERO = ((255, 0), (255, 15), (0, 254), (0, 0), (87, 0), (87, 172))
+
+
 def extreme_weights(variant: Variant, n: int, k: int) -> Iterator[tuple[str, PackedWeight]]:
     """Codes at their limits under scales at theirs."""
     codes = {
@@ -299,11 +311,12 @@ def extreme_weights(variant: Variant, n: int, k: int) -> Iterator[tuple[str, Pac
     group = weight_group(variant.granularity)
     row_scale = torch.full((n,), 2.0**-16)
     for name, code in codes.items():
-        if variant.granularity == "g128i":
-            for scale, zero in ((16, 0), (16, 15), (1, 240), (1, 0)):
+        if variant.granularity in TWO_LEVEL:
+            integers = ((16, 0), (16, 15), (1, 240), (1, 0))
+            for scale, zero in integers if variant.granularity == "g128i" else SIXTEENTHS_AND_ZERO:
                 of_group = torch.full((n, k // 128), scale, dtype=torch.uint8)
                 offset = torch.full_like(of_group, zero)
-                whole = QuantisedWeight("g128i", code, row_scale, integer_scale=of_group, zero=offset)
+                whole = QuantisedWeight(variant.granularity, code, row_scale, integer_scale=of_group, zero=offset)
                 yield f"{name}, scale {scale}, zero {zero}", pack_quantised(whole, format=variant.format)
         elif group:
             for scale in (1.0, 2.0**-24):

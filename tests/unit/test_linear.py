@@ -566,5 +566,6 @@ def test_importing_the_package_imports_no_torch() -> None:
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert {"pack", "linear", "reference_linear", "variants"} <= set(apex.__all__)
+    assert {"pack_quantised", "refit", "refit_groups"} <= set(apex.__all__)
     for name in apex.__all__:
         assert getattr(apex, name) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from apex4_probe.kernels.packing import (  # noqa: E402
 from apex4_probe.kernels.quantised_weight import QuantisedWeight, check_quantised, quantise_weight  # noqa: E402
 
 EVERY: list[tuple[Format, Granularity]] = [(f, g) for f, granularities in GRANULARITIES.items() for g in granularities]
-ALL_GRANULARITIES: list[Granularity] = ["channel", "a128i", "g128", "g64", "g32", "g128i"]
+ALL_GRANULARITIES: list[Granularity] = ["channel", "a128i", "g128", "g64", "g32", "g128i", "g128r"]
 Tensor = Any
 
 
@@ -55,6 +56,10 @@ def quantised(granularity: Granularity, codes: Tensor, seed: int = 0) -> Quantis
     if granularity == "g128i":
         scale = torch.randint(1, 17, (n, k // group), generator=random)
         zero = (torch.rand(scale.shape, generator=random) * (256 - 15 * scale)).floor()
+        return QuantisedWeight(granularity, codes, row_scale, None, scale.to(torch.uint8), zero.to(torch.uint8))
+    if granularity == "g128r":
+        scale = torch.randint(0, 256, (n, k // group), generator=random)
+        zero = (torch.rand(scale.shape, generator=random) * (256 - (15 * (scale + 1) / 16).ceil())).floor()
         return QuantisedWeight(granularity, codes, row_scale, None, scale.to(torch.uint8), zero.to(torch.uint8))
     return QuantisedWeight(granularity, codes, row_scale, (1 - torch.rand(n, k // group, generator=random)).half())
 
@@ -249,6 +254,15 @@ def test_random_integer_scales_reach_their_ends() -> None:
     assert int(weight.integers().min()) < -120 and int(weight.integers().max()) > 120
 
 
+def test_random_sixteenths_reach_their_ends() -> None:
+    weight = unpack(random_packed(256, 4096, "w4a8", "g128r", "cpu", generator(11)))
+    check_quantised(weight)
+    assert weight.integer_scale is not None and weight.zero is not None
+    assert weight.integer_scale.unique().tolist() == list(range(256))
+    assert int(weight.zero.min()) == 0 and int(weight.zero.max()) > 240
+    assert int(weight.integers().min()) == -128 and int(weight.integers().max()) > 120
+
+
 # ---- the quantiser ------------------------------------------------------------------------------------------------
 
 
@@ -260,8 +274,9 @@ def scalar_dequantised(weight: QuantisedWeight) -> np.ndarray[Any, Any]:
         if group is None:
             result[row, column] = (code - 8) * scale
         elif weight.integer_scale is not None and weight.zero is not None:
-            j = column // group
-            result[row, column] = (code * int(weight.integer_scale[row, j]) + int(weight.zero[row, j]) - 128) * scale
+            integer, zero = int(weight.integer_scale[row, column // group]), int(weight.zero[row, column // group])
+            step = Fraction(integer + 1, 16) if weight.granularity == "g128r" else integer
+            result[row, column] = (round(code * step + zero) - 128) * scale
         else:
             assert weight.group_scale is not None
             result[row, column] = (code - 8) * weight.group_scale[row, column // group].item() * scale
@@ -314,10 +329,41 @@ def test_integer_groups_by_hand() -> None:
     assert torch.equal(found.dequantised(torch.float32), weight)
 
 
-def test_a_one_sided_group_uses_all_its_levels() -> None:
+def test_every_level_of_sixteenths_is_what_exact_arithmetic_rounds_to() -> None:
+    codes = torch.arange(128).remainder(16).to(torch.uint8).expand(256, 128)
+    for zero in (0, 1, 7, 15):
+        scale, zeros = torch.arange(256, dtype=torch.uint8)[:, None], torch.full((256, 1), zero, dtype=torch.uint8)
+        found = QuantisedWeight("g128r", codes, torch.ones(256), None, scale, zeros).integers()
+        for n, code in np.ndindex(256, 16):
+            assert found[n, code].item() == round(Fraction(code * (n + 1), 16) + zero) - 128  # ties to even
+
+
+def test_sixteenths_by_hand() -> None:
+    levels = torch.arange(16.0).repeat(8)
+    weight = torch.cat((16 * levels - 120, (2.75 * levels + 60).round(), torch.zeros(128)))[None]
+    found = quantise_weight(weight, "g128r")
+    assert found.row_scale.tolist() == [1.0]  # the widest group takes 15 steps of 16
+    assert found.integer_scale is not None and found.zero is not None
+    assert found.integer_scale.tolist() == [[255, 43, 0]]  # one less than sixteenths
+    assert found.zero.tolist() == [[8, 188, 128]]
+    assert torch.equal(found.dequantised(torch.float32), weight)
+
+
+def test_every_weight_gets_the_code_whose_rounded_level_is_nearest() -> None:
+    weight = random_weight(32, 512, seed=29)
+    weight[:, 128:256] /= 12  # steps of little more than one, where rounding moves levels most
+    found = quantise_weight(weight, "g128r")
+    error = (found.dequantised() - weight).abs()
+    for code in range(16):
+        other = replace(found, codes=torch.full_like(found.codes, code)).dequantised()
+        assert bool((error <= (other - weight).abs() * (1 + 1e-5) + 1e-7).all())
+
+
+@pytest.mark.parametrize("granularity", ["g128i", "g128r"])
+def test_a_one_sided_group_uses_all_its_levels(granularity: Granularity) -> None:
     weight = torch.zeros(1, 128)
     weight[0] = torch.linspace(100, 130, 128)
-    found = quantise_weight(weight, "g128i")
+    found = quantise_weight(weight, granularity)
     assert float((found.dequantised() - weight).abs().max()) <= 1.1  # a row step of 130 / 127.5, integer scale 2
     assert float((quantise_weight(weight, "g128").dequantised() - weight).abs().max()) > 8
 
@@ -329,6 +375,7 @@ def test_integer_groups_beat_float_groups_on_normal_weights() -> None:
         return float((quantise_weight(weight, granularity).dequantised() - weight).pow(2).mean())
 
     assert error("g128i") / error("g128") == pytest.approx(0.76, abs=0.03)  # asymmetric, and the better of two steps
+    assert error("g128r") / error("g128") == pytest.approx(0.73, abs=0.02)
     assert error("g32") < error("g64") < error("g128") < error("channel")
 
 
@@ -370,7 +417,7 @@ def test_the_largest_weights_of_each_type_quantise(granularity: Granularity) -> 
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         largest = torch.finfo(dtype).max
         weight = (random_weight(32, 256, seed=18).clamp(-1, 1) * largest).to(dtype).clamp(-largest, largest)
-        if granularity == "g128i" and dtype != torch.float16:
+        if granularity in ("g128i", "g128r") and dtype != torch.float16:
             weight = weight / 4  # the range of a group, greatest - least, has to be a float
         found = quantise_weight(weight, granularity)
         check_quantised(found)
@@ -504,7 +551,7 @@ def packed_with(weight: Tensor | None = None, **changes: Any) -> PackedWeight:
         (None, {"format": ["w4a8"]}, r"format must be one of .*, not \['w4a8'\]"),
         (None, {"granularity": ["g128"]}, r"granularity must be one of .*, not \['g128'\]"),
         (None, {"granularity": "g256"}, "granularity must be one of .*, not 'g256'"),
-        (None, {"granularity": "a128i"}, "granularity must be one of channel, g128i, g128, g64, g32 for w4a8"),
+        (None, {"granularity": "a128i"}, "granularity must be one of channel, g128i, g128r, g128, g64, g32 for w4a8"),
         (None, {"format": "w4a16", "granularity": "g128i"}, "granularity must be one of .* for w4a16"),
         (None, {"hadamard": 32}, "hadamard must be None or a power of two from 64"),
         (None, {"hadamard": 96}, "hadamard must be"),
@@ -562,6 +609,8 @@ def with_value(tensor: Tensor, value: float) -> Tensor:
         ("g128i", "integer_scale", lambda w: None, "integer_scale must be given"),
         ("g128i", "zero", lambda w: None, "zero must be given"),
         ("g128i", "zero", lambda w: with_value(w.zero, 255), r"code \* integer_scale \+ zero must lie in 0 … 255"),
+        ("g128r", "integer_scale", lambda w: None, "integer_scale must be given"),
+        ("g128r", "zero", lambda w: with_value(w.zero, 255), r"rint\(code \* \(integer_scale \+ 1\) / 16 \+ zero"),
         ("mixed", "codes", lambda w: w.codes, "granularity must be one of"),
     ],
 )  # fmt: skip
@@ -580,13 +629,20 @@ def test_a_zero_that_codes_do_not_reach_is_legal() -> None:
     assert unpack(pack_quantised(weight, format="w4a8")).integers().unique().tolist() == [127]  # 3 * 16 + 207 - 128
     with pytest.raises(ValueError, match="not reach 256"):
         pack_quantised(replace(weight, zero=zero + 1), format="w4a8")
+    rounded = replace(weight, granularity="g128r", integer_scale=scale * 15 + 14)  # 255 / 16
+    for zero_byte, code, highest in ((207, 3, 127), (15, 15, 126), (16, 15, 127)):
+        parts = torch.full_like(codes, code), torch.full_like(zero, zero_byte)
+        packed = pack_quantised(replace(rounded, codes=parts[0], zero=parts[1]), format="w4a8")
+        assert unpack(packed).integers().unique().tolist() == [highest]  # 3 * 15.9375 = 47.8, 15 * 15.9375 = 239.1
+    with pytest.raises(ValueError, match="not reach 256"):
+        pack_quantised(replace(rounded, zero=zero + 1), format="w4a8")
 
 
 def test_sums_of_the_longest_row_fit_int32() -> None:
     limit = 2**31 - 1
     assert 255 * 127 * LARGEST_K <= limit < 255 * 127 * 2 * LARGEST_K
     assert max(240 * 127 * LARGEST_K, 128 * 127 * LARGEST_K, 64 * LARGEST_K, 16 * 64 * LARGEST_K) <= limit
-    longest = random_packed(32, LARGEST_K, "w4a8", "g128i", "cpu", generator(28))
-    assert longest.k == LARGEST_K
+    for granularity in ("g128i", "g128r"):
+        assert random_packed(32, LARGEST_K, "w4a8", granularity, "cpu", generator(28)).k == LARGEST_K
     with pytest.raises(ValueError, match="must not exceed 65536, where INT32 sums could overflow"):
         random_packed(32, LARGEST_K + 32, "w4a8", "channel", "cpu")

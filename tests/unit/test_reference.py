@@ -368,7 +368,9 @@ def test_the_layer_approximates_the_unquantised_one(format: Format, granularity:
 
 
 @pytest.mark.parametrize("fill", ["lowest", "highest", "alternating", "one hot"])
-@pytest.mark.parametrize(("format", "granularity"), [("w4a8", "channel"), ("w4a8", "g128i"), ("w4a4", "a128i")])
+@pytest.mark.parametrize(
+    ("format", "granularity"), [("w4a8", "channel"), ("w4a8", "g128i"), ("w4a8", "g128r"), ("w4a4", "a128i")]
+)
 def test_the_longest_rows_of_extreme_values_are_exact(format: Format, granularity: Granularity, fill: str) -> None:
     k = 65536
     codes = {
@@ -376,7 +378,8 @@ def test_the_longest_rows_of_extreme_values_are_exact(format: Format, granularit
         "one hot": torch.where(torch.arange(k) == 777, 15.0, 8.0),
     }[fill].to(torch.uint8).repeat(32, 1)  # fmt: skip
     groups = torch.ones(32, k // 128, dtype=torch.uint8)
-    integers = (groups * 16, groups * 15) if granularity == "g128i" else (None, None)
+    largest = {"g128i": (groups * 16, groups * 15), "g128r": (groups * 255, groups * 15)}
+    integers = largest.get(granularity, (None, None))
     weight = QuantisedWeight(granularity, codes, torch.ones(32), None, *integers)
     packed = pack_quantised(weight, format=format)
     x = torch.where(torch.arange(k) % 2 == 0, 1.0, -1.0).half()[None].repeat(2, 1)
