@@ -19,7 +19,11 @@ lies at any fraction; but the step makes up for it where the codes are. Relative
 groups and one row scale tried, symmetric / asymmetric: 0.92 / 0.94 %; steps of 1/32 and zeros of 2 1.08 / 1.05 %, of
 1/8 and zeros of 1/2 0.94 / 0.97 %. With as many bits as one likes it is 0.84 / 0.81 %: the rounding to INT8 alone.
 
-COST
+What it costs. On rows of 4096 normal weights the error is 0.9 % of the weights, 0.08 times the error of rounding them
+to g128, which it meets at a right angle: both together are 1.003 times that. A model, in nats per token
+(``tests/quality/refit_loss.py``): SmolLM2-135M, rows of 5 and 12 groups, by GPTQ 0.073 and 0.178 over FP32 on two
+texts, loses 0.0001 and 0.0028 (+- 0.0008) more; by the size of the change and not by chance 0.0014 and 0.0030
+(+- 0.0005), and with one row scale for 40 groups and more 0.0038 and 0.0047.
 """
 
 from __future__ import annotations

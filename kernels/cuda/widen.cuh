@@ -33,7 +33,6 @@ static __device__ __forceinline__ void widen_grouped(u32 word, const IntegerGrou
   second_row = ((word >> 4) & 0x0F0F0F0Fu) * group.second_scale + group.second_zero;
 }
 
-static __device__ __forceinline__ u32 combine(u32 a, u32 b) { return b * 256u + a; }
 static __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
   u32 result;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
