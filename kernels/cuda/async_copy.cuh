@@ -50,21 +50,11 @@ static __device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
 }
 
 // A warp has read what the barrier protects, into registers that have been used since. One lane arrives for all, behind
-// a barrier of the warp, which often costs nothing: ptxas leaves it out where it knows that the warp is together. Then
-// compute-sanitizer's racecheck takes the other lanes' reads for unordered with the copy that follows. For it alone,
-// with -DEVERY_LANE_ARRIVES=1, every lane arrives, by an address of its own and behind a fence between the proxies.
-#ifndef EVERY_LANE_ARRIVES
-#define EVERY_LANE_ARRIVES 0
-#endif
-constexpr u32 ARRIVALS_A_WARP = EVERY_LANE_ARRIVES ? 32 : 1;
+// a barrier of the warp, which often costs nothing: ptxas leaves it out where it knows that the warp is together.
+// (compute-sanitizer's racecheck does not see that order: kernels/NOTES.md.)
 static __device__ __forceinline__ void warp_arrives(u32 barrier, int lane) {
   __syncwarp();
-#if EVERY_LANE_ARRIVES
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  mbarrier_arrive(barrier + __shfl_xor_sync(~0u, lane, 1) / 32 * 8);  // plus nothing, which only the lanes know
-#else
   if (lane == 0) mbarrier_arrive(barrier);
-#endif
 }
 
 // Until the phase of this parity has ended: 0 for the first, 1 for the second, 0 for the third …

@@ -108,7 +108,7 @@ gemm(const u8* weights, const float* row_scale, const u8* x, const float* x_scal
   if (requests_x) {
     for (int stage = 0; stage < STAGES; stage++) {
       mbarrier_init(x_full + 8 * stage, 1);
-      mbarrier_init(x_empty + 8 * stage, ROW_WARPS * ARRIVALS_A_WARP);
+      mbarrier_init(x_empty + 8 * stage, ROW_WARPS);
     }
     mbarrier_init_fence();
   }

@@ -431,7 +431,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   if (threadIdx.x == 0) {
     for (int s = 0; s < STAGES; s++) {
       mbarrier_init(ring.full(s), 2);
-      mbarrier_init(ring.empty(s), CONSUMERS / 32 * ARRIVALS_A_WARP);
+      mbarrier_init(ring.empty(s), CONSUMERS / 32);
     }
     for (int w = 0; CLUSTER > 1 && w < WARPGROUPS; w++) {
       mbarrier_init(ring.received(w), 1);

@@ -3,7 +3,6 @@
     compute-sanitizer --tool memcheck  python tests/gpu/reduced_matrix.py          also --tool racecheck
     ncu --metrics … --kernel-name gemm  python tests/gpu/reduced_matrix.py --real
     … tests/gpu/reduced_matrix.py "w4a8.wgmma.*" "w4a4.*"      these variants alone
-    … tests/gpu/reduced_matrix.py --every-lane                for racecheck: kernels/cuda/async_copy.cuh says why
 
 Without ``--real`` shapes are as small as they can be and still have several row groups, a short last one, and an odd
 number of blocks of K; with it they are a layer of Llama-3-8B, and each variant runs its default tile alone.
@@ -12,7 +11,6 @@ number of blocks of K; with it they are a layer of Llama-3-8B, and each variant 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import torch
@@ -29,12 +27,10 @@ TOKENS = (1, 7, 16, 31, 61, 150)
 REAL_TOKENS = (1, 16, 64, 1024)
 
 
-def main(real: bool, every_lane: bool, patterns: list[str]) -> None:
+def main(real: bool, patterns: list[str]) -> None:
     n, k = REAL if real else SMALL
     picks = {}
     variants = [each for each in catalogue.VARIANTS if any(fnmatchcase(each.name, pattern) for pattern in patterns)]
-    if every_lane:
-        variants = [replace(each, options=(*each.options, "-DEVERY_LANE_ARRIVES=1")) for each in variants]
     for variant in variants:
         for m in REAL_TOKENS if real else TOKENS:
             shape = Shape(m, n, k)
@@ -59,4 +55,4 @@ def main(real: bool, every_lane: bool, patterns: list[str]) -> None:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    main("--real" in words, "--every-lane" in words, [word for word in words if not word.startswith("--")] or ["*"])
+    main("--real" in words, [word for word in words if not word.startswith("--")] or ["*"])
