@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,7 +74,9 @@ def interleaved(
     refused: Refused = log_refused,
 ) -> dict[str, Timing]:
     """Time of one call of each candidate, by key: one graph each, replayed in turn ``rounds`` times after a first round
-    that is not counted. ``record``: by default CUDA graphs on torch's current device.
+    that is not counted. ``record``: by default CUDA graphs on torch's current device. Each round has another order, the
+    same in every process: at the power cap a candidate is faster behind one that draws little, so none may keep its
+    neighbour.
 
     A candidate that raises is told to ``refused`` and left out. Raises GpuLostError.
     """
@@ -87,8 +90,11 @@ def interleaved(
         except Exception as error:  # a peer's library may raise anything
             refused(candidate.key, one_line(error))
     times: dict[str, list[float]] = {key: [] for key in graphs}
+    order, shuffled = list(graphs), random.Random(0)
     for turn in range(rounds + 1):
-        for key, (replay, count) in graphs.items():
+        shuffled.shuffle(order)
+        for key in order:
+            replay, count = graphs[key]
             try:
                 milliseconds = replay()
             except GpuLostError as error:

@@ -78,7 +78,21 @@ def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
     # percentiles of 20, 30, 40 by linear interpolation: 22 and 38
     assert timings["b"].spread == pytest.approx((38.0 - 22.0) / 30.0)
     assert timings["b"].samples == 3
-    assert gpu.replayed[4:] == [["a"], ["b"]] * 4
+    turns = [key for (key,) in gpu.replayed[4:]]
+    assert [set(turns[i : i + 2]) for i in range(0, 8, 2)] == [{"a", "b"}] * 4  # each once a round
+
+
+def test_no_candidate_keeps_its_neighbour_and_every_process_has_the_same_order() -> None:
+    def turns() -> list[str]:
+        gpu = FakeGpu()
+        interleaved([steady(gpu, key, 1, 5.0) for key in "abcde"], rounds=8, graph_ms=0.005, record=gpu.record)
+        return [used[0][0] for used in gpu.replayed[10:]]  # two pilots each before
+
+    order = turns()
+    assert len(order) == 45 and order == turns()
+    before_e = [order[i - 1] for i in range(1, 45) if order[i] == "e"]
+    assert set(before_e) == set("abcd")
+    assert max(before_e.count(key) for key in "abcd") <= 4
 
 
 def test_what_fails_is_told_and_the_others_are_timed() -> None:
