@@ -22,6 +22,7 @@ from apex4_probe.strategies import STRATEGIES
 DEPTH = 128  # of K; what every cost here is counted for
 # Absent: no groups.
 GROUP: dict[Granularity, int] = {"g128": 128, "a128i": 128, "g128i": 128, "g128r": 128, "g64": 64, "g32": 32}
+SHORT_LAST_GROUP: tuple[Granularity, ...] = ("g128i", "g128r")  # K need not hold whole groups
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 
+from apex4_probe.balance import SHORT_LAST_GROUP
 from apex4_probe.deployment import Format, Granularity, Role, WorkloadPoint
 from apex4_probe.gemm_time import GemmTimer, Time, weight_bytes
 from apex4_probe.models import Layer, Model
@@ -94,7 +95,7 @@ class CandidateMaker:
     strategy_label: Callable[[Format, Granularity], str]
 
     def uniform(self, format: Format, granularity: Granularity) -> Candidate:
-        """One granularity everywhere (finer where a layer's K is no multiple of the group).
+        """One granularity everywhere (finer where a layer's K must be a multiple of the group, and is not).
 
         KeyError: the kernel is not considered here. ValueError: some K cannot be packed.
         """
@@ -182,7 +183,7 @@ def units(model: Model) -> list[tuple[Layer, ...]]:
 
 
 def fitting(granularity: Granularity, layer: Layer) -> Granularity:
-    """``granularity``, or float groups of 64 or 32 where K holds no whole groups of 128.
+    """``granularity``, or float groups of 64 or 32 where it wants whole groups of 128 and K does not hold them.
 
     ValueError: K is no multiple of 32, so that 4-bit operands cannot be packed.
     """
@@ -190,7 +191,7 @@ def fitting(granularity: Granularity, layer: Layer) -> Granularity:
         return granularity
     if layer.k % 32:
         raise ValueError(f"{layer.role} has K = {layer.k}, no multiple of 32, and cannot be packed in 4 bit")
-    if granularity in ("channel", "g32") or layer.k % 128 == 0:
+    if granularity in ("channel", "g32", *SHORT_LAST_GROUP) or layer.k % 128 == 0:
         return granularity
     return "g64" if layer.k % 64 == 0 else "g32"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 from apex4_probe.balance import DEPTH, GROUP
 from apex4_probe.deployment import Format, Granularity, Origin, StrategyBalance
@@ -62,7 +63,7 @@ def weight_bytes(n: int, k: int, format: Format, granularity: Granularity) -> fl
     """Packed weights [n, k] and scales: fp32 a row, fp16 a group (or two bytes, an integer scale and zero)."""
     scales = 0.0 if format == "fp16" else 4.0 * n
     if granularity in GROUP and granularity != "a128i":  # a128i keeps its group scales on the activations
-        scales += 2.0 * n * k / GROUP[granularity]
+        scales += 2.0 * n * ceil(k / GROUP[granularity])
     return n * k * WEIGHT_BITS[format] / 8 + scales
 
 

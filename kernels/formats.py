@@ -12,6 +12,9 @@ A granularity is both a packing of the weights and a way to quantise the activat
               rounded to integers
     g64, g32  as g128, with smaller groups
 
+K is a multiple of 32 (w4a16: 128) and of the group, but for g128i and g128r, whose last group may be short: it has a
+scale and a zero like any other, from the weights that it does have.
+
 Layout of w4a8 and w4a16 weights [N, K] (``LAYOUT_VERSION``): one order for every granularity and every M, that of an
 MMA's operand A with 16 rows, so that a thread gets what it multiplies by one 16-byte load and no shuffle.
 
@@ -25,7 +28,9 @@ MMA's operand A with 16 rows, so that a thread gets what it multiplies by one 16
 
 A code is the value plus 8. An MMA step of 32 covers exactly k = 32 * i … 32 * i + 31, so groups of 32 can be told
 apart; bytes 1 and 2 change places because ``word & 0x000F000F`` and ``(word >> 8) & 0x000F000F`` are then pairs of
-consecutive k, as FP16 operands need them. K beyond the weight's own (to a whole block) is filled with zero weights.
+consecutive k, as FP16 operands need them. K beyond the weight's own (to a whole block) is filled with zero weights;
+a short last group of g128i or g128r with code 0, which under every legal scale gives a byte that carries nowhere. What
+it is worth does not matter: activations are zeros there, and no word holds both, for K is a multiple of 32.
 
 INT8 activations [M, K] (``quantise.cu`` writes, every w4a8 kernel reads) lie in the order of operand B:
 

@@ -11,6 +11,9 @@ absolute products does:
     w4a8 channel    likewise: codes where they lie are 0 … 15 or, sixteen times too large, 0 … 240
     w4a8 g128, …    16 * (-8 … 7) x INT8 over one group: 128 * 127 * 128 < 2^21, which fp32 holds exactly, too
     w4a4            (-8 … 7)^2             64 * K; a128i, times a group scale of at most 16: 1024 * K < 2^31
+
+Of g128i and g128r ``check_quantised`` holds the byte to 0 … 255 for the codes that a group has. A short last group is
+filled up with code 0, whose byte is the group's zero: it carries no further, and activations, zeros there, add nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ class PackedWeight:
 
     @property
     def k_padded(self) -> int:
-        """``k`` to whole blocks of 128; the weights beyond ``k`` are zero."""
+        """``k`` to whole blocks of 128. Weights beyond ``k`` have code 0 (g128i, g128r) or the value 0."""
         return -(-self.k // BLOCK_K) * BLOCK_K
 
     @property
@@ -151,10 +154,11 @@ def pack(
     ``hadamard``: rotate blocks of that many inputs, here and in every activation later: x @ weight.T stays what it is.
     ``arch``: None or "mma". CPU and GPU give the same bytes.
 
-    ValueError, naming the argument: no tensor, another dtype or rank, N not a multiple of 32, K not one of 32 and of
-    the group (of 128 for w4a16, whose activations are read as they are) or above 65536, NaN or infinity, more than 2^31
-    elements, an unknown format, granularity or family, a Hadamard size other than a power of two from 64 to 32768 that
-    divides K, ``act_clip`` outside (0, 1], either of both where activations are not quantised (w4a16).
+    ValueError, naming the argument: no tensor, another dtype or rank, N not a multiple of 32, K not one of 32 and, but
+    for g128i and g128r, of the group (of 128 for w4a16, whose activations are read as they are) or above 65536, NaN or
+    infinity, more than 2^31 elements, an unknown format, granularity or family, a Hadamard size other than a power of
+    two from 64 to 32768 that divides K, ``act_clip`` outside (0, 1], either of both where activations are not quantised
+    (w4a16).
     """
     check_weight(weight, granularity)
     _check_request(format, granularity, weight.shape[0], weight.shape[1], hadamard, act_clip, arch)
@@ -181,7 +185,8 @@ def pack_quantised(
     n, k = quantised.n, quantised.k
     _check_request(format, quantised.granularity, n, k, hadamard, act_clip, arch)
     row_blocks, k_blocks = n // BLOCK_ROWS, -(-k // BLOCK_K)
-    codes = torch.nn.functional.pad(quantised.codes.contiguous(), (0, k_blocks * BLOCK_K - k), value=CODE_ZERO)
+    filling = _filling(quantised.granularity)
+    codes = torch.nn.functional.pad(quantised.codes.contiguous(), (0, k_blocks * BLOCK_K - k), value=filling)
     blocks = torch.empty(
         row_blocks, k_blocks, block_bytes(quantised.granularity, format), dtype=torch.uint8, device=codes.device
     )
@@ -219,7 +224,7 @@ def unpack(packed: PackedWeight) -> QuantisedWeight:
         return QuantisedWeight(packed.granularity, codes, packed.row_scale, scales.to(torch.float16))
     # [nb, kb, j, t, g, r, byte 2] -> [nb, t, r, g, kb, j, byte 2]
     words = blocks[..., NIBBLE_BYTES:].view(row_blocks, k_blocks, BLOCK_K // group, 2, 8, 2, 2)
-    halves = words.permute(0, 3, 5, 4, 1, 2, 6).reshape(packed.n, -1, 2)[:, : packed.k // group].contiguous()
+    halves = words.permute(0, 3, 5, 4, 1, 2, 6).reshape(packed.n, -1, 2)[:, : -(-packed.k // group)].contiguous()
     if packed.granularity in TWO_LEVEL:
         scale, zero = halves[..., 0].contiguous(), halves[..., 1].contiguous()
         return QuantisedWeight(packed.granularity, codes, packed.row_scale, None, scale, zero)
@@ -249,8 +254,9 @@ def random_packed(
     blocks = torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator)
     if k % BLOCK_K:  # both orders have, from the second axis up: tile, half, lane, step of 32, its 8 bytes
         steps = blocks[:, -1, :NIBBLE_BYTES].view(row_blocks, 2, 2, 32, 2, 8)
+        filling = _filling(granularity) ^ (8 if format == "w4a4" else 0)
         for step in range(k % BLOCK_K // SMALLEST_K_STEP, 4):
-            steps[:, :, step // 2, :, step % 2] = 0 if format == "w4a4" else 0x88
+            steps[:, :, step // 2, :, step % 2] = filling | filling << 4
     halves = blocks[..., NIBBLE_BYTES:]
     count = halves.shape[-1] // 2
     if has_offsets(format, granularity):
@@ -285,7 +291,7 @@ def _check_request(
     _check_format(format, granularity)
     _check_shape("weight", format, n, k)
     group = GROUP[granularity]  # of the activations, too
-    if group and k % group:
+    if group and granularity not in TWO_LEVEL and k % group:
         raise ValueError(f"weight: K = {k} must be a multiple of the group of {group}")
     check_hadamard(hadamard, k)
     check_act_clip(act_clip)
@@ -294,6 +300,11 @@ def _check_request(
         raise ValueError(f"{name}: w4a16 multiplies activations as they are; it is for w4a8 and w4a4")
     if arch is not None:
         _check_arch(arch)
+
+
+def _filling(granularity: Granularity) -> int:
+    """The code of weights beyond K. Under a scale that is legal for smaller codes, 8 could leave its byte."""
+    return 0 if granularity in TWO_LEVEL else CODE_ZERO
 
 
 def _check_arch(arch: str) -> None:

@@ -1,6 +1,6 @@
 """A 4-bit weight in neutral order, and the quantiser that rounds a float weight to the nearest one.
 
-Codes are 0 … 15, the value plus 8. Row n, column k, group j = k // group:
+Codes are 0 … 15, the value plus 8. Row n, column k, group j = k // group (the last of g128i and g128r may be short):
 
     channel, a128i     w = (code - 8) * row_scale[n]
     g128, g64, g32     w = (code - 8) * group_scale[n, j] * row_scale[n]          group_scale: fp16 in (0, 1]
@@ -39,6 +39,7 @@ WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CODE_ZERO = 8  # the code of 0
 STEPS_TO_ABSMAX = 7.5
 LARGEST_INTEGER_SCALE = 16
+TWO_LEVEL_GROUP = 128
 INTEGER_OFFSET = 128  # what an unsigned byte of g128i or g128r is above its value
 SIXTEENTHS = 16  # of a step of 1, in which g128r's scales count
 STEPS_TRIED = (1.0, 0.93, 0.87)  # of g128r's quantiser, times the step that covers the group
@@ -53,7 +54,7 @@ class QuantisedWeight:
     """Codes and scales of a weight [N, K] as checkpoints hold them; the module's docstring says what they mean.
 
     ``codes``: uint8 [N, K]. ``row_scale``: fp32 [N]. ``group_scale``: fp16 [N, K / group], g128, g64 and g32 only.
-    ``integer_scale``, ``zero``: uint8 [N, K / 128], g128i and g128r only.
+    ``integer_scale``, ``zero``: uint8 [N, ceil(K / 128)], g128i and g128r only.
     """
 
     granularity: Granularity
@@ -86,7 +87,7 @@ class QuantisedWeight:
         codes = self.codes.to(torch.int16)
         if self.integer_scale is None or self.zero is None:
             return codes - CODE_ZERO
-        scale, zero = (_along_k(part.to(torch.int16), self.k) for part in (self.integer_scale, self.zero))
+        scale, zero = (self._along_k(part.to(torch.int16)) for part in (self.integer_scale, self.zero))
         if self.granularity == "g128r":
             return rounded_levels(codes, scale + 1, zero).to(torch.int16) - INTEGER_OFFSET
         return codes * scale + zero - INTEGER_OFFSET
@@ -95,15 +96,20 @@ class QuantisedWeight:
         """[N, K] in ``dtype``: exact in float64 (39 bits at most), rounded once in any other."""
         values = self.integers().to(torch.float64)
         if self.group_scale is not None:
-            values *= _along_k(self.group_scale.to(torch.float64), self.k)
+            values *= self._along_k(self.group_scale.to(torch.float64))
         return (values * self.row_scale.to(torch.float64)[:, None]).to(dtype)
+
+    def _along_k(self, per_group: torch.Tensor) -> torch.Tensor:
+        group = weight_group(self.granularity)
+        assert group is not None
+        return per_group.repeat_interleave(group, dim=1)[:, : self.k]
 
 
 def quantise_weight(weight: torch.Tensor, granularity: Granularity) -> QuantisedWeight:
     """Rounds ``weight`` [N, K] (fp16, bf16 or fp32, any strides) to the nearest codes; the same on CPU and GPU.
 
     ValueError, naming the argument: no tensor, another dtype or rank, nothing in it, NaN or infinity, K not a multiple
-    of the group, more than 2^31 elements, an unknown granularity.
+    of the group (but of g128i and g128r), more than 2^31 elements, an unknown granularity.
     """
     check_weight(weight, granularity)
     weight = weight.detach()
@@ -150,7 +156,7 @@ def check_weight(weight: torch.Tensor, granularity: Granularity) -> None:
         raise ValueError(f"weight must be fp16, bf16 or fp32, not {weight.dtype}")
     if weight.ndim != 2:
         raise ValueError(f"weight must be a matrix [N, K], not {weight.ndim}-D")
-    _check_size("weight", weight, weight_group(granularity))
+    _check_size("weight", weight, granularity)
 
 
 def check_quantised(quantised: QuantisedWeight) -> None:
@@ -160,11 +166,11 @@ def check_quantised(quantised: QuantisedWeight) -> None:
     check_tensor("codes", codes)
     if codes.dtype != torch.uint8 or codes.ndim != 2:
         raise ValueError(f"codes must be uint8 [N, K], not {codes.dtype} {list(codes.shape)}")
+    _check_size("codes", codes, quantised.granularity)
     group = weight_group(quantised.granularity)
-    _check_size("codes", codes, group)
     n, k = codes.shape
     integer, grouped = quantised.granularity in TWO_LEVEL, group is not None
-    per_group = (n, k // group) if group else None
+    per_group = (n, -(-k // group)) if group else None
     _check_field("row_scale", quantised.row_scale, torch.float32, (n,), codes.device)
     _check_field(
         "group_scale", quantised.group_scale, torch.float16, None if integer or not grouped else per_group, codes.device
@@ -183,7 +189,9 @@ def check_quantised(quantised: QuantisedWeight) -> None:
 
 
 def _check_two_level(granularity: Granularity, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> None:
-    largest = codes.reshape(*scale.shape, -1).amax(-1).to(torch.int16)
+    # A short last group is filled up with 0 here as in packed weights: its highest level is that of a code it has.
+    filled = torch.nn.functional.pad(codes, (0, -codes.shape[1] % TWO_LEVEL_GROUP))
+    largest = filled.reshape(*scale.shape, TWO_LEVEL_GROUP).amax(-1).to(torch.int16)
     wide, zero = scale.to(torch.int16), zero.to(torch.int16)
     if granularity == "g128r":
         level, highest = "rint(code * (integer_scale + 1) / 16 + zero)", rounded_levels(largest, wide + 1, zero)
@@ -217,18 +225,15 @@ def _check_granularity(granularity: Granularity) -> None:
         raise ValueError(f"granularity must be one of {', '.join(GROUP)}, not {granularity!r}")
 
 
-def _check_size(name: str, matrix: torch.Tensor, group: int | None) -> None:
+def _check_size(name: str, matrix: torch.Tensor, granularity: Granularity) -> None:
     n, k = matrix.shape
+    group = None if granularity in TWO_LEVEL else weight_group(granularity)
     if n == 0 or k == 0:
         raise ValueError(f"{name} must not be empty, but is {n} x {k}")
     if matrix.numel() > LARGEST_TENSOR:
         raise ValueError(f"{name} must not have more than 2^31 elements, but is {n} x {k}")
     if group and k % group:
         raise ValueError(f"{name}: K = {k} must be a multiple of the group of {group}")
-
-
-def _along_k(per_group: torch.Tensor, k: int) -> torch.Tensor:
-    return per_group.repeat_interleave(k // per_group.shape[1], dim=1)
 
 
 Parts = dict[str, torch.Tensor]
@@ -282,8 +287,13 @@ def _float_groups(weight: torch.Tensor, group: int) -> Parts:
 
 
 def _two_level(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of groups of 128: row scale, weights over it, least and greatest of each group."""
-    groups = weight.reshape(weight.shape[0], -1, 128)
+    """Of groups of 128: row scale, weights over it, least and greatest of each group.
+
+    A short last group is filled up with its last weight, which moves neither its least nor its greatest.
+    """
+    missing = -weight.shape[1] % TWO_LEVEL_GROUP
+    filled = torch.cat((weight, weight[:, -1:].expand(-1, missing)), 1) if missing else weight
+    groups = filled.reshape(weight.shape[0], -1, TWO_LEVEL_GROUP)
     least, greatest = groups.amin(2), groups.amax(2)
     widest = _over((greatest - least).amax(1), 15.0 * LARGEST_INTEGER_SCALE)
     largest = _over(weight.abs().amax(1), INTEGER_OFFSET - 0.5)
@@ -302,7 +312,7 @@ def _integer_groups(weight: torch.Tensor) -> Parts:
         offset = zero - INTEGER_OFFSET
         codes = torch.round((values - offset[:, :, None]) / scale[:, :, None]).clamp(0, 15)
         error = codes * scale[:, :, None] + offset[:, :, None] - values
-        return _sum_in_halves(error * error), scale, zero, codes
+        return _squared(error, weight.shape[1]), scale, zero, codes
 
     best = _less(rounded(covering), rounded((covering - 1).clamp(min=1)))
     return _two_level_parts(weight, row_scale, *best[1:])
@@ -329,7 +339,7 @@ def _rounded_groups(weight: torch.Tensor) -> Parts:
         of_neighbour = off(neighbour)
         nearer = of_neighbour.abs() < error.abs()
         error, codes = torch.where(nearer, of_neighbour, error), torch.where(nearer, neighbour, codes)
-        return _sum_in_halves(error * error), sixteenths - 1, zero, codes
+        return _squared(error, weight.shape[1]), sixteenths - 1, zero, codes
 
     best = rounded(STEPS_TRIED[0])
     for factor in STEPS_TRIED[1:]:
@@ -350,15 +360,17 @@ def _two_level_parts(
     weight: torch.Tensor, row_scale: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, codes: torch.Tensor
 ) -> Parts:
     return {
-        "codes": codes.to(torch.uint8).reshape(weight.shape),
+        "codes": codes.to(torch.uint8).flatten(1)[:, : weight.shape[1]],
         "row_scale": row_scale,
         "integer_scale": scale.to(torch.uint8),
         "zero": zero.to(torch.uint8),
     }
 
 
-def _sum_in_halves(values: torch.Tensor) -> torch.Tensor:
-    """The sum over the last axis (a power of two), in one order on every device: it decides between two scales."""
+def _squared(error: torch.Tensor, k: int) -> torch.Tensor:
+    """The squared error of each group, of its first ``k`` columns; in one order on every device: it decides."""
+    values = error * error
+    values[:, -1, k - (error.shape[1] - 1) * TWO_LEVEL_GROUP :] = 0
     while (width := values.shape[-1]) > 1:
         values = values[..., : width // 2] + values[..., width // 2 :]
     return values[..., 0]

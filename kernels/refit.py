@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 import torch
 
-from apex4_probe.kernels.formats import GROUP
+from apex4_probe.kernels.packing import SMALLEST_K_STEP
 from apex4_probe.kernels.quantised_weight import (
     CODE_ZERO,
     ELEMENTS_AT_ONCE,
@@ -43,6 +43,7 @@ from apex4_probe.kernels.quantised_weight import (
     LARGEST_INTEGER_SCALE,
     SIXTEENTHS,
     SMALLEST_ROW_SCALE,
+    TWO_LEVEL_GROUP,
     QuantisedWeight,
     check_quantised,
     check_tensor,
@@ -100,27 +101,26 @@ def refit(quantised: QuantisedWeight) -> Refitted:
 def refit_groups(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> Refitted:
     """As ``refit``, of a weight as checkpoints hold it: w = (codes - zero) * scale.
 
-    ``codes``: uint8 [N, K], 0 … 15, one a byte. ``scale``: fp16, bf16 or fp32 [N, K / 128], of either sign. ``zero``:
-    [N, K / 128], integers or floats; None: 8 (symmetric).
+    ``codes``: uint8 [N, K], 0 … 15, one a byte. ``scale``: fp16, bf16 or fp32 [N, ceil(K / 128)], of either sign.
+    ``zero``: [N, ceil(K / 128)], integers or floats; None: 8 (symmetric).
 
-    ValueError, naming the argument: no tensor, another dtype, shape or device, K not a multiple of 128, codes above 15,
+    ValueError, naming the argument: no tensor, another dtype, shape or device, K not a multiple of 32, codes above 15,
     NaN or infinity, weights that overflow fp32.
     """
     check_tensor("codes", codes)
     if codes.dtype != torch.uint8 or codes.ndim != 2 or codes.numel() == 0:
         raise ValueError(f"codes must be uint8 [N, K] and not empty, not {codes.dtype} {list(codes.shape)}")
-    group = GROUP["g128r"]
-    assert group is not None
     n, k = codes.shape
-    if k % group:
-        raise ValueError(f"codes: K = {k} must be a multiple of the group of {group}")
+    groups = -(-k // TWO_LEVEL_GROUP)
+    if k % SMALLEST_K_STEP:
+        raise ValueError(f"codes: K = {k} must be a multiple of {SMALLEST_K_STEP}, or the result cannot be packed")
     if int(codes.max()) >= LEVELS:
         raise ValueError(f"codes must lie in 0 … 15, not reach {int(codes.max())}: unpack them, one a byte")
     for name, part in {"scale": scale, **({} if zero is None else {"zero": zero})}.items():
         check_tensor(name, part)
-        if tuple(part.shape) != (n, k // group) or part.device != codes.device or part.is_complex():
+        if tuple(part.shape) != (n, groups) or part.device != codes.device or part.is_complex():
             found = f"{part.dtype} {list(part.shape)} on {part.device}"
-            raise ValueError(f"{name} must be [{n}, {k // group}] on {codes.device}, not {found}")
+            raise ValueError(f"{name} must be [{n}, {groups}] on {codes.device}, not {found}")
         if not bool(torch.isfinite(part).all()):
             raise ValueError(f"{name} must be finite, but holds NaN or infinity")
     wide = scale.detach().to(torch.float64)
@@ -150,20 +150,21 @@ def _refit_rows(codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) ->
     scale = scale * sign
     falling = scale < 0
     start = torch.where(falling, scale * (LEVELS - 1 - zero), -scale * zero)
-    grouped = codes.reshape(rows, group_count, -1)
-    grouped = torch.where(falling[..., None], LEVELS - 1 - grouped, grouped)
+    of_column = torch.arange(codes.shape[1], device=codes.device) // TWO_LEVEL_GROUP  # the last may have fewer
+    new_codes = torch.where(falling[:, of_column], LEVELS - 1 - codes, codes)
     # A group without a step, whose weights are zero: a step of 1/16 cannot move the first codes.
-    grouped = torch.where((scale == 0)[..., None], 0, grouped)
+    new_codes = torch.where((scale == 0)[:, of_column], 0, new_codes)
 
-    index = torch.arange(rows * group_count, device=codes.device).view(rows, group_count, 1) * LEVELS + grouped
-    counts = torch.bincount(index.view(-1), minlength=rows * group_count * LEVELS)
+    first_group = torch.arange(rows, device=codes.device)[:, None] * group_count
+    index = (first_group + of_column) * LEVELS + new_codes
+    counts = torch.bincount(index.flatten(), minlength=rows * group_count * LEVELS)
     groups = _Groups(counts.view(rows, group_count, LEVELS).to(torch.float64), scale.abs(), start)
     smallest = groups.smallest_row_scale()
     empty = smallest < SMALLEST_ROW_SCALE
     error, row_scale, sixteenths, offset = _best(groups.fits(torch.where(empty, 1.0, smallest)))
     norm = groups.squares(groups.levels())
     return (
-        grouped.reshape(codes.shape),
+        new_codes,
         (torch.where(empty, 0.0, row_scale) * sign[:, 0]).to(torch.float32),
         (sixteenths - 1).to(torch.uint8),
         offset.to(torch.uint8),

@@ -24,6 +24,7 @@ from apex4_probe.kernels.formats import (
     NIBBLE_BYTES,
     TOKEN_TILE,
     TWO_LEVEL,
+    block_bytes,
     weight_group,
 )
 from apex4_probe.kernels.gemm import gemm, precompile
@@ -51,6 +52,11 @@ REAL = [
     (1152, 896), (9728, 896), (896, 4864), (4608, 3584), (37888, 3584), (3584, 18944), (59136, 8192), (8192, 29568),
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("variant", catalogue.VARIANTS, ids=lambda variant: variant.name)
+TWO_LEVELS = pytest.mark.parametrize(
+    "variant",
+    [variant for variant in catalogue.VARIANTS if variant.granularity in TWO_LEVEL],
+    ids=lambda variant: variant.name,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -212,6 +218,25 @@ def test_every_tile_for_every_number_of_tokens(variant: Variant) -> None:
     assert seen == set(tiles_here(variant))
 
 
+@TWO_LEVELS
+def test_a_short_last_group_whatever_lies_beyond_it(variant: Variant) -> None:
+    """Its padding as packed, and with codes of 15, which under many scales leave their bytes."""
+    for n, k in ((96, 32), (416, 576), (96, 1088), (32, 608)):
+        packed = random_packed(n, k, variant.format, variant.granularity, "cuda", generator(k))
+        spoilt = replace(packed, data=packed.data.clone())
+        last = spoilt.data.view(n // 32, -1, block_bytes(variant.granularity))[:, -1, :NIBBLE_BYTES]
+        steps = last.unflatten(1, (2, 2, 32, 2, 8))  # tile, half, lane, step of 32, its bytes
+        for step in range(k % BLOCK_K // 32, BLOCK_K // 32):
+            steps[:, :, step // 2, :, step % 2] = 0xFF
+        for m in legal_tokens(variant, n, k):
+            x, bias = normal(m, k, seed=m), normal(n, seed=n)
+            wanted, ready = expected(variant, x, packed, bias), operands(variant, x, packed)
+            for tile in legal_tiles(variant, m, n, k):
+                for weight, what in ((packed, "as packed"), (spoilt, "spoilt")):
+                    y = launched_twice(ready, weight, (variant, tile), bias, m, x.dtype)
+                    wanted.check(y, f"{variant.name} {tile.name}, M = {m}, N = {n}, K = {k}, padding {what}")
+
+
 @EACH
 def test_every_tile_with_more_rows_than_the_sms_hold_at_once(variant: Variant) -> None:
     """What a CTA keeps from its first row group must not reach the next; the last is short."""
@@ -241,7 +266,8 @@ class Case:
 
 
 def random_case(variant: Variant, rng: random.Random) -> Case:
-    step = BLOCK_K if variant.format == "w4a16" else GROUP[variant.granularity] or 32
+    whole = None if variant.granularity in TWO_LEVEL else GROUP[variant.granularity]
+    step = BLOCK_K if variant.format == "w4a16" else whole or 32
     while True:
         n = 32 * rng.choice((1, 2, 3, 5, 7, 13, 21, 32, 42, 64))
         k = BLOCK_K * rng.choice((0, 1, 2, 3, 5, 8, 16, 17, 32, 33, 224)) + step * rng.randrange(BLOCK_K // step)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from recorded_h100 import H100, co_issue, measurements
 
-from apex4_probe.balance import Variant, balance, rho, strategy_balance
+from apex4_probe.balance import GROUP, SHORT_LAST_GROUP, Variant, balance, rho, strategy_balance
 from apex4_probe.datasheets import find
 from apex4_probe.deployment import CoIssue, Device, Measurement, RhoFigure, StrategyBalance
 from apex4_probe.errors import ApexError
+from apex4_probe.kernels import formats
 from apex4_probe.overlap import overlap_of
 from apex4_probe.prediction import predict_device
 from apex4_probe.rates import Rates
@@ -29,6 +30,11 @@ def cost(
     found = strategy_balance(rates, Variant(format, granularity, strategy), points or [])  # type: ignore[arg-type]
     assert found is not None
     return found
+
+
+def test_groups_are_those_of_the_kernels() -> None:
+    assert {granularity: group for granularity, group in formats.GROUP.items() if group} == GROUP
+    assert SHORT_LAST_GROUP == formats.TWO_LEVEL
 
 
 def in_mma(found: StrategyBalance) -> dict[str, float]:

@@ -383,6 +383,12 @@ def test_a_width_without_whole_groups_of_128_takes_smaller_float_groups() -> Non
     assert {layer.role: layer.granularity for layer in found.layers}["q"] == "g128"
 
 
+@pytest.mark.parametrize("gpu", ["A100", "H100"])
+def test_two_levels_serve_any_width_that_can_be_packed(gpu: str) -> None:
+    found = predicted(gpu, format="w4a8", model="llama-2-7b", tensor_parallel=4)  # down: K = 11008 / 4 = 43 x 64
+    assert {layer.granularity for layer in found.layers} == {"g128i"} and len(found.layers) == 7
+
+
 def test_a_width_that_cannot_be_packed_is_rejected_with_its_k() -> None:
     found = predicted("A100", model="qwen2.5-72b", tensor_parallel=8)  # down: K = 29568 / 8 = 3696
     assert found.decision.format == "fp16"

@@ -367,6 +367,55 @@ def test_the_layer_approximates_the_unquantised_one(format: Format, granularity:
     assert float((found - wanted).norm() / wanted.norm()) < (0.22 if format == "w4a4" else 0.16)
 
 
+def widened_as_kernels_do(word: int, granularity: Granularity, scale: int, zero: int) -> int:
+    """The word of four unsigned bytes that an INT8 MMA reads, of four codes: ``kernels/cuda/widen.cuh``."""
+    if granularity == "g128i":
+        return (word * scale + zero * 0x01010101) & 0xFFFFFFFF
+    codes = [word >> 8 * byte & 15 for byte in range(4)]
+    return sum((round(Fraction(code * (scale + 1), 16) + zero) & 255) << 8 * i for i, code in enumerate(codes))
+
+
+@pytest.mark.parametrize("granularity", ["g128i", "g128r"])
+@pytest.mark.parametrize("k", [32, 64, 576, 608])
+def test_a_short_last_group_multiplies_as_packed_whatever_lies_beyond_it(granularity: Granularity, k: int) -> None:
+    """Packed words, widened and multiplied as kernels do it, with the padding as packed and at its worst.
+
+    At its worst: codes of 15 under any scale, whose bytes carry. K is a multiple of 32, so they carry within words that
+    are padding throughout, and activations are zeros there.
+    """
+    packed = random_packed(32, k, "w4a8", granularity, "cpu", generator(40))
+    x = activations(3, k, seed=41)
+    weight = unpack(packed)
+    q, token_scale, row_sum = quantise_int8(x)
+    exact = q.long() @ weight.integers().long().T
+    wanted = (q.double() * token_scale.double()[:, None]) @ weight.dequantised().T
+    assert torch.equal(reference_linear64(x, packed), wanted)
+    f = reference_module._accumulated(reference_module._activations(x, packed), weight)
+    assert torch.equal(f, exact.to(torch.float32))
+
+    k_blocks = packed.k_padded // 128
+    tokens = arrange_int8(q).numpy().view(np.int8).reshape(k_blocks, 2, 8, 4, 4, 4)  # kb half g c word byte
+    full = packed.data.view(k_blocks, -1).numpy().copy()
+    worst = full.copy()
+    nibbles = worst[-1, :2048].reshape(2, 2, 32, 2, 8)  # tile half lane step, its 8 bytes
+    for step in range(k % 128 // 32, 4):
+        nibbles[:, step // 2, :, step % 2] = 0xFF
+    assert not np.array_equal(worst, full)
+    for blocks in (full, worst):
+        for row in (0, 7, 8, 21, 31):
+            tile, r, g = row // 16, row // 8 % 2, row % 8
+            sums = np.zeros(3, dtype=np.int64)
+            for kb in range(k_blocks):
+                scale, zero = blocks[kb, 2048 + (tile * 8 + g) * 4 + 2 * r :][:2].tolist()
+                words = blocks[kb, :2048].view(np.uint32).reshape(2, 2, 8, 4, 4)[tile, :, g]  # half c word
+                for half, c, word in np.ndindex(2, 4, 4):
+                    codes = int(words[half, c, word]) >> 4 * r & 0x0F0F0F0F
+                    wide = widened_as_kernels_do(codes, granularity, scale, zero)
+                    of_weight = np.array([wide >> 8 * byte & 255 for byte in range(4)])
+                    sums += tokens[kb, half, :3, c, word].astype(np.int64) @ of_weight
+            assert (sums - 128 * row_sum.numpy()).tolist() == exact[:, row].tolist()
+
+
 @pytest.mark.parametrize("fill", ["lowest", "highest", "alternating", "one hot"])
 @pytest.mark.parametrize(
     ("format", "granularity"), [("w4a8", "channel"), ("w4a8", "g128i"), ("w4a8", "g128r"), ("w4a4", "a128i")]

@@ -36,7 +36,13 @@ def along_k(per_group: Tensor) -> Tensor:
 def held(codes: Tensor, scale: Tensor, zero: Tensor | float = 8.0) -> Tensor:
     """What a checkpoint means, by its definition."""
     zeros = torch.full_like(scale, zero) if isinstance(zero, float) else zero
-    return (codes.double() - along_k(zeros)) * along_k(scale)
+    k = codes.shape[1]
+    return (codes.double() - along_k(zeros)[:, :k]) * along_k(scale)[:, :k]
+
+
+def rows_of_32(weight: QuantisedWeight) -> QuantisedWeight:
+    """The last row again until there are 32, as many as can be packed."""
+    return weight.rows(torch.arange(32).clamp(max=weight.n - 1))  # type: ignore[arg-type]
 
 
 def squared_rows(values: Tensor) -> Tensor:
@@ -89,6 +95,22 @@ def test_negative_scales_become_mirrored_codes() -> None:
     assert found.weight.row_scale.tolist() == [0.25, -0.25]  # that of the widest group, which keeps its codes
     mirrored = along_k(multiples) * torch.tensor([[1], [-1]]) < 0
     assert torch.equal(found.weight.codes, torch.where(mirrored, 15 - codes, codes))
+
+
+@pytest.mark.parametrize("k", [32, 64, 576, 608])
+def test_a_short_last_group_is_fitted_by_the_codes_that_it_has(k: int) -> None:
+    groups = -(-k // 128)
+    multiples = torch.randint(1, 8, (6, groups), generator=generator(18))
+    multiples[:, 0] = 16  # a step of 16, with which all others are whole
+    multiples[:, -1] = torch.tensor([16, -9, 3, 5, -7, 0])
+    codes, scale = random_codes(6, k, seed=19), multiples * 0.25
+    found = refit_groups(codes, scale)
+    assert torch.equal(found.weight.dequantised(), held(codes, scale)) and found.relative_error == 0
+    assert torch.equal(unpack(pack_quantised(rows_of_32(found.weight), format="w4a8")).codes[:6], found.weight.codes)
+    scale = torch.rand(6, groups, generator=generator(20)) + 0.1
+    some = refit_groups(codes, scale)
+    error = some.weight.dequantised() - held(codes, scale)
+    assert some.squared_error.tolist() == pytest.approx(squared_rows(error).tolist(), rel=1e-9)
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
@@ -257,7 +279,8 @@ def test_refuses_scales_that_are_not_finite(bad: float) -> None:
 @pytest.mark.parametrize(
     ("codes", "scale", "message"),
     [
-        (random_codes(4, 200), torch.ones(4, 2), "codes: K = 200 must be a multiple of the group of 128"),
+        (random_codes(4, 200), torch.ones(4, 2), "codes: K = 200 must be a multiple of 32, or the result cannot be"),
+        (random_codes(4, 288), torch.ones(4, 2), r"scale must be \[4, 3\] on cpu, not torch.float32 \[4, 2\]"),
         (random_codes(4, 256).int(), torch.ones(4, 2), r"codes must be uint8 \[N, K\] and not empty, not torch.int32"),
         (random_codes(4, 256, high=255), torch.ones(4, 2), "codes must lie in 0 … 15, not reach 25.: unpack them"),
         (random_codes(4, 256), torch.ones(4, 1), r"scale must be \[4, 2\] on cpu, not torch.float32 \[4, 1\]"),

@@ -76,9 +76,12 @@ def test_a_format_that_was_asked_for_is_timed_alone_beside_fp16_and_fp8() -> Non
     assert all(cell.picks for cell in planned(format="w4a8"))
 
 
-def test_a_k_without_whole_groups_is_timed_in_the_granularity_that_it_is_packed_in() -> None:
-    down = [cell for cell in planned(model="llama-2-7b", tp=4) if cell.shape.k == 2752]  # 43 x 64
-    assert down and all({pick.variant.granularity for pick in cell.picks} == {"channel"} for cell in down)
+def test_a_k_without_whole_groups_is_timed_in_what_it_is_packed_in_two_levels_among_it() -> None:
+    asked = WorkloadRecord(model="llama-2-7b", points=parse_workload("decode:16"), tensor_parallel=4)
+    found = cells(shard(load_model("llama-2-7b"), 4), asked, TIMER, CHIP, catalogue.VARIANTS)
+    down = [cell for cell in found if cell.shape.k == 2752]  # 43 x 64: the last group of two levels is short
+    packings = [{(pick.variant.format, pick.variant.granularity) for pick in cell.picks} for cell in down]
+    assert packings == [{("w4a8", "channel"), ("w4a8", "g128i"), ("w4a8", "g64")}] * len(LADDER)
 
 
 @pytest.mark.parametrize("format", ["auto", "w4a4"])
