@@ -133,7 +133,7 @@ class CandidateMaker:
         return [part for layers in units(self.model) for part in self._unit(layers, format, wanted)]
 
     def _unit(self, layers: tuple[Layer, ...], format: Format, wanted: Mapping[Role, Granularity]) -> list[_Part]:
-        exact = {layer.role: fitting(wanted[layer.role], layer) for layer in layers}
+        exact = {layer.role: fitting(format, wanted[layer.role], layer) for layer in layers}
         order = sorted(layers, key=lambda layer: FINENESS.index(exact[layer.role]))
         split = [
             self._part(tuple(members), format, granularity)
@@ -182,15 +182,18 @@ def units(model: Model) -> list[tuple[Layer, ...]]:
     return [unit for unit in found if unit]
 
 
-def fitting(granularity: Granularity, layer: Layer) -> Granularity:
+def fitting(format: Format, granularity: Granularity, layer: Layer) -> Granularity:
     """``granularity``, or float groups of 64 or 32 where it wants whole groups of 128 and K does not hold them.
 
-    ValueError: K is no multiple of 32, so that 4-bit operands cannot be packed.
+    ValueError: K is no multiple of 32 (of 128 for w4a16, whose activations are read as they are), so that operands
+    cannot be packed.
     """
     if granularity == "none":
         return granularity
     if layer.k % 32:
         raise ValueError(f"{layer.role} has K = {layer.k}, no multiple of 32, and cannot be packed in 4 bit")
+    if format == "w4a16" and layer.k % 128:
+        raise ValueError(f"{layer.role} has K = {layer.k}, no multiple of 128, and cannot be packed as w4a16")
     if granularity in ("channel", "g32", *SHORT_LAST_GROUP) or layer.k % 128 == 0:
         return granularity
     return "g64" if layer.k % 64 == 0 else "g32"

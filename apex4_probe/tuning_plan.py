@@ -124,7 +124,7 @@ def _packings(layer: Layer, workload: WorkloadRecord, rates: Rates) -> list[tupl
         if workload.format in ("auto", format) and not refused(rates, format):
             for granularity in granularities:
                 try:
-                    found.setdefault((format, fitting(granularity, layer)))
-                except ValueError:  # cannot be packed in 4 bit
+                    found.setdefault((format, fitting(format, granularity, layer)))
+                except ValueError:  # cannot be packed
                     continue
     return list(found)

@@ -389,6 +389,11 @@ def test_two_levels_serve_any_width_that_can_be_packed(gpu: str) -> None:
     assert {layer.granularity for layer in found.layers} == {"g128i"} and len(found.layers) == 7
 
 
+def test_w4a16_is_not_planned_where_its_kernels_cannot_read_the_activations() -> None:
+    found = predicted("A100", model="llama-2-7b", tensor_parallel=4)  # down: K = 11008 / 4 = 43 x 64
+    assert why(found, "w4a16") == "down has K = 2752, no multiple of 128, and cannot be packed as w4a16"
+
+
 def test_a_width_that_cannot_be_packed_is_rejected_with_its_k() -> None:
     found = predicted("A100", model="qwen2.5-72b", tensor_parallel=8)  # down: K = 29568 / 8 = 3696
     assert found.decision.format == "fp16"
