@@ -22,6 +22,7 @@ from apex4_probe.host_records import Host
 from apex4_probe.profile_file import load_profile
 
 HERE = Path(recorded_host.__file__)
+pytestmark = pytest.mark.slow  # every test starts processes that import everything
 IMPORTS_S = 60.0  # a worker's first word comes after its imports, on however busy a machine
 
 
