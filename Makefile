@@ -86,12 +86,12 @@ gpu-test: $(TEST_STAMP)
 
 # Wavefronts beyond those that a conflict-free access needs, and all wavefronts: less than 2 % is the aim.
 CONFLICTS := l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum,l1tex__data_pipe_lsu_wavefronts_mem_shared.sum
-# racecheck does not count the order that bulk copies rely on (kernels/NOTES.md), so it sees the kernels without them.
+# racecheck comes last: it fails by the rings that warps share, whose order it does not count (kernels/NOTES.md).
 gpu-check: $(TEST_STAMP)
 	compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py | tail -3
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py "w4a4.*" | tail -3
 	ncu --csv --metrics $(CONFLICTS) --kernel-name gemm $(BIN)/python tests/gpu/reduced_matrix.py --real | \
 	  $(BIN)/python tests/gpu/bank_conflicts.py
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py | tail -3
 
 gpu-bench: $(RUN_STAMP)
 	$(BIN)/apex4-probe run --require-gpu --full --out "profiles/measured/{device}" $(ARGS)

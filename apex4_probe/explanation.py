@@ -259,8 +259,8 @@ def _as_int8(rates: Rates) -> str:
     if rates.architecture.support("mma.s4.m16n8k64").level != "emulated" or rates.architecture.no_int8_plan:
         return ""
     return (
-        " Checkpoints quantised to W4A4 run all the same, their values widened to INT8: W4A8 multiplies as many, costs "
-        "no more and keeps eight bits of every activation."
+        " Checkpoints quantised to W4A4 run all the same, their values widened to INT8: W4A8 executes the same MMAs, "
+        "widens one operand instead of both, so costs no more, and keeps eight bits of every activation."
     )
 
 

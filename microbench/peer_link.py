@@ -8,6 +8,7 @@ redirects peer traffic, copies finish at full speed and arrive wrong.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -31,14 +32,12 @@ def measure(first: Gpu, second: Gpu, peer_name: str) -> PeerLink:
     """The link from ``first`` to ``second``, both opened; ``peer_name``: of the second, for the record."""
     way = _route(first, second)
     access = _enable(first, second)
+    link = partial(
+        PeerLink, peer=second.index, peer_name=peer_name, path=way.path, nvlinks=way.nvlinks, peer_access=access
+    )
     pair = _Buffers(first, second)
     if not pair.arrives():
-        return PeerLink(
-            peer=second.index,
-            peer_name=peer_name,
-            path=way.path,
-            nvlinks=way.nvlinks,
-            peer_access=access,
+        return link(
             unsupported="copied data arrive changed: peer-to-peer traffic is redirected on this host (IOMMU or PCIe "
             "access control services); NCCL needs NCCL_P2P_DISABLE=1 here",
         )
@@ -47,12 +46,7 @@ def measure(first: Gpu, second: Gpu, peer_name: str) -> PeerLink:
     both = _timed(first, pair.stream, pair.both)
     small = _timed(first, pair.stream, pair.small)
     rates = [size / rate[0] / 1e9 for size, rate in ((pair.size, there), (pair.size, back), (2 * pair.size, both))]
-    return PeerLink(
-        peer=second.index,
-        peer_name=peer_name,
-        path=way.path,
-        nvlinks=way.nvlinks,
-        peer_access=access,
+    return link(
         to_peer_gb_per_s=rates[0],
         from_peer_gb_per_s=rates[1],
         both_gb_per_s=rates[2],

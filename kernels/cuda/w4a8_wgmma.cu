@@ -17,8 +17,8 @@
 //           Offsets become a multiple of the token's sum. Sums are INT32 over all of K (formats hold |sum| < 2^31).
 // pipeline  BATCH wgmmas of 32 of K are in flight while the operand of the next ones is widened into other registers; a
 //           stage is handed back when the wgmmas behind it have been issued and its own have ended. Warpgroups share
-//           stages and nothing else: each starts LAG stages behind the one before, so that one's epilogue runs while
-//           the Tensor Core works for another.
+//           stages and nothing else: each starts when LAG stages more have landed than the one before needs. That sets
+//           them apart by a thousand clocks or less, and epilogues run nearly together (NOTES, where clocks go).
 // split K   SPLIT_K CTAs of a cluster share a tile, each has a part of K. At the end each gets its share of the tokens
 //           from the others (st.async into its shared memory), adds and finishes it. Integers: the order is of no
 //           consequence, and there is no workspace.
