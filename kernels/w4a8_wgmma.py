@@ -2,8 +2,8 @@
 
 Tile parameters (the source's header explains them): ``rows`` of W and ``tokens`` of a CTA's tile, consumer
 ``warpgroups``, ``stages`` of 128 of K, ``lag`` stages more that must have landed before a warpgroup starts than for
-the one before, ``split_k`` CTAs that share every tile, ``share_last`` 1: pairs of CTAs share the tiles of a last round that would leave half of
-them idle. Counts below repeat the source's; the compile tests hold them together.
+the one before, ``split_k`` CTAs that share every tile, ``share_last`` 1: pairs of CTAs share the tiles of a last round
+that would leave half of them idle. Counts below repeat the source's; the compile tests hold them together.
 """
 
 from __future__ import annotations
