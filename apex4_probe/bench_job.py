@@ -105,7 +105,7 @@ def run_bench(gpu: LocalGpu, plan: Plan, request: BenchRequest, progress: Report
         created=created,
         command=request.command,
         commit=commit(),
-        model=plan.model.name,
+        model=plan.title,
         device=gpu.device,
         environment=environment(gpu.driver, gpu.cuda),
         peers=peers.versions(others),
@@ -210,7 +210,7 @@ def _chains(
     from apex4_probe.microbench import gemm_chain
 
     found = []
-    for m in (m for m in plan.tokens if m <= CHAIN_M):
+    for m in (m for m in plan.tokens if plan.block and m <= CHAIN_M):
         links = chain_links(plan, records, m)
         times = gemm_chain.time_chain(links, m, device=gpu.index, refused=refused) if links else {}
         plain, pdl, dense = (times.get(key) for key in (gemm_chain.PLAIN, gemm_chain.PDL, gemm_chain.FP16))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from apex4_probe.candidates import FUSED
 from apex4_probe.deployment import GemmTiming
 from apex4_probe.errors import ApexError
-from apex4_probe.models import DEFAULT_MODEL, Model, load_model
+from apex4_probe.models import DEFAULT_MODEL, MAX_DIMENSION, Model, load_model
 from apex4_probe.workload import MAX_TOKENS
 
 if TYPE_CHECKING:
@@ -33,9 +33,11 @@ METHODS: dict[str, tuple[Method, ...]] = {
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What was asked for, as typed. ``tokens``: "1,16"; ``variants``: glob patterns, joined by commas."""
+    """What was asked for, as typed. ``shapes``: "4096x14336,…" (N x K) instead of a model's; ``tokens``: "1,16";
+    ``variants``: glob patterns, joined by commas."""
 
     model: str = DEFAULT_MODEL
+    shapes: str | None = None
     tokens: str = DEFAULT_TOKENS
     variants: str = EVERY
     tiles: Tiles = "default"
@@ -48,7 +50,7 @@ class BenchRequest:
 
 @dataclass(frozen=True)
 class Gemm:
-    """A GEMM that a transformer block runs."""
+    """A weight's shape: ``n`` outputs, ``k`` inputs."""
 
     n: int
     k: int
@@ -56,10 +58,11 @@ class Gemm:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request whose every part has been read and found good."""
+    """A request whose every part has been read and found good. ``block``: the GEMMs follow each other in a model."""
 
-    model: Model
+    title: str
     gemms: tuple[Gemm, ...]
+    block: bool
     tokens: tuple[int, ...]
     variants: tuple[Variant, ...]
     tiles: Tiles
@@ -111,10 +114,11 @@ def finalists(picks: Sequence[tuple[Variant, Tile]], heat: Iterable[GemmTiming])
 
 def read(request: BenchRequest) -> Plan:
     """Validate a request. Raises ApexError naming the option."""
-    model = load_model(request.model)
+    model = load_model(request.model) if request.shapes is None else None
     return Plan(
-        model=model,
-        gemms=gemms(model),
+        title=model.name if model else "given shapes",
+        gemms=gemms(model) if model else parse_shapes(request.shapes or ""),
+        block=model is not None,
         tokens=parse_tokens(request.tokens),
         variants=matching(request.variants),
         tiles=request.tiles,
@@ -122,6 +126,21 @@ def read(request: BenchRequest) -> Plan:
         check=request.check,
         named=request.variants != EVERY,
     )
+
+
+def parse_shapes(text: str) -> tuple[Gemm, ...]:
+    """ "4096x14336,28672x4096" in its order, without repetition. Raises ApexError naming the part that is no N x K."""
+    parts = [part.strip() for part in text.split(",")]
+    found = []
+    for part in parts:
+        match = re.fullmatch(r"([0-9]{1,8})\s*[xX×]\s*([0-9]{1,8})", part)
+        sizes = [int(size) for size in match.groups()] if match else [0]
+        if not all(1 <= size <= MAX_DIMENSION for size in sizes):
+            raise ApexError(f"--shapes: {part[:40]!r} is no weight's N x K; expected e.g. 4096x14336,28672x4096")
+        found.append(Gemm(*sizes))
+    if len(parts) > MOST_SIZES:
+        raise ApexError(f"--shapes has {len(parts)} shapes; at most {MOST_SIZES} are timed at once")
+    return tuple(dict.fromkeys(found))
 
 
 def parse_tokens(text: str) -> tuple[int, ...]:

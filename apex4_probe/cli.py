@@ -308,6 +308,10 @@ def verify(
 def bench(
     context: typer.Context,
     model: ModelOption = "llama-3-8b",
+    shapes: Annotated[
+        str | None,
+        typer.Option(metavar="NxK,…", help="Weight shapes instead of a model's, e.g. 4096x14336,28672x4096."),
+    ] = None,
     m: Annotated[str, typer.Option("--m", help="Numbers of tokens, joined by commas.")] = "1,8,16,64,256,1024,4096",
     variants: Annotated[
         str, typer.Option(metavar="GLOB,…", help='Which catalogue variants, e.g. "w4a8.small.*,*.g128i".')
@@ -352,20 +356,23 @@ def bench(
     what their hot loops execute.
     """
     if sass:
-        timing = {"--m": "m", "--model": "model", "--method": "method", "--peers": "peers", "--check": "check"}
-        _refuse_given(context, {**timing, "--device": "device"}, "--sass times nothing")
+        timing = {"--m": "m", "--model": "model", "--shapes": "shapes", "--method": "method", "--peers": "peers"}
+        _refuse_given(context, {**timing, "--check": "check", "--device": "device"}, "--sass: it times nothing")
         if tiles is Tiles.best:
             raise ApexError("bench --sass --tiles best: which tile is fastest only a GPU tells; give default or all")
         _bench_sass(arch, variants, tiles, out, json, quiet)
         return
     if arch is not None:
         raise ApexError("bench: --arch belongs to --sass; without it the GPU that is here is timed")
+    if shapes is not None:
+        _refuse_given(context, {"--model": "model"}, "--shapes: it says what is timed instead")
     from apex4_probe import bench_job as job
     from apex4_probe.bench_plan import BenchRequest
     from apex4_probe.bench_records import bench_json
 
     request = BenchRequest(
         model=model,
+        shapes=shapes,
         tokens=m,
         variants=variants,
         tiles=tiles.value,
@@ -416,11 +423,11 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings
 
 
 def _refuse_given(context: typer.Context, options: dict[str, str], why: str) -> None:
-    """Raise ApexError where one of ``options`` (as typed: its parameter) was given."""
+    """Raise ApexError where one of ``options`` (as typed: its parameter) was given. ``why``: --other …"""
     for option, parameter in options.items():
         source = context.get_parameter_source(parameter)
         if source is not None and source.name == "COMMANDLINE":
-            raise ApexError(f"bench: {option} does not go with --sass: {why}")
+            raise ApexError(f"bench: {option} does not go with {why}")
 
 
 def main() -> None:

@@ -23,10 +23,12 @@ Replay = Callable[[], float]  # runs a recorded graph once and waits; millisecon
 Refused = Callable[[str, str], None]  # a candidate's key, and why it has no time
 
 ROUNDS = 15
-GRAPH_MS = 2.0  # work in one graph: a replay's own 5 to 10 us are then below half a per cent
+# Work in one graph: a replay's own 5 to 10 us are then below a quarter of a per cent, and what a candidate found of the
+# power budget is spent within its first calls.
+GRAPH_MS, LEAST_CALLS = 4.0, 4
 SUSTAINED_S = 0.2  # the power cap pulls a Tensor Core load down within 30 ms (H200), so that the second half is settled
 PILOT_CALLS = 8  # of a first graph, which tells how many calls the real one needs
-MAX_CALLS = 20_000  # nodes of one graph; of an empty kernel (1 us), ten times GRAPH_MS
+MAX_CALLS = 20_000  # nodes of one graph; of an empty kernel (1 us), five times GRAPH_MS
 
 
 @dataclass(frozen=True)
@@ -187,13 +189,14 @@ class GraphRecorder:
 
 
 def _graph(candidate: Candidate, graph_ms: float, record: Recorder) -> tuple[Replay, int]:
-    """A graph of at least ``graph_ms`` that goes round all buffers a whole number of times, and its number of calls."""
+    """A graph of at least ``graph_ms`` and LEAST_CALLS that goes round all buffers a whole number of times, and its
+    number of calls."""
     buffers = len(candidate.calls)
     pilot_calls = min(buffers, PILOT_CALLS)
     pilot = record(candidate.calls, pilot_calls)
     pilot()
     per_call_ms = max(pilot() / pilot_calls, 1e-6)
-    passes = max(1, math.ceil(min(graph_ms / per_call_ms, MAX_CALLS) / buffers))
+    passes = math.ceil(min(max(graph_ms / per_call_ms, LEAST_CALLS), MAX_CALLS) / buffers)
     return record(candidate.calls, passes * buffers), passes * buffers
 
 

@@ -9,7 +9,7 @@ from apex4_probe.bench_records import Bench
 from apex4_probe.deployment import GemmTiming
 from apex4_probe.reports import figure_style as style
 from apex4_probe.reports import wording
-from apex4_probe.reports.bench_table import BASELINES, NAMES
+from apex4_probe.reports.bench_table import BASELINES, fastest_of, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,21 +60,9 @@ def bench_figure(bench: Bench) -> Figure | None:
 
 
 def curves(records: Iterable[GemmTiming]) -> dict[str, list[tuple[int, float]]]:
-    """(M, speed-up over FP16) by line, M ascending; of several kernels of ours that pack alike the fastest."""
-    best: dict[str, dict[int, float]] = {}
-    for record in records:
-        points = best.setdefault(label(record), {})
-        points[record.m] = max(points.get(record.m, 0.0), record.speedup_fp16 or 0.0)
-    return {name: sorted(points.items()) for name, points in best.items()}
-
-
-def label(record: GemmTiming) -> str:
-    """One line's name: torch's baselines and peers by their own, ours by format and granularity."""
-    if record.variant in BASELINES:
-        return NAMES[record.variant]
-    if record.version:
-        return f"{wording.clip(record.variant, 24)} {wording.clip(record.version, 12)}"
-    return f"{record.format.upper()} {record.granularity}"
+    """(M, speed-up over FP16) of one shape by line, M ascending; of several kernels that pack alike the fastest."""
+    lines = fastest_of(records).items()
+    return {name: sorted((m, speedup) for (_, _, m), speedup in points.items()) for name, points in lines}
 
 
 def _panel(axis: Axes, records: Sequence[GemmTiming]) -> dict[str, Line2D]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from statistics import geometric_mean
 
 from apex4_probe.bench_records import Bench, Refusal
 from apex4_probe.deployment import GemmTiming
 from apex4_probe.reports import wording
-from apex4_probe.reports.tables import Column, Row, Table
+from apex4_probe.reports.tables import Column, Row, Table, columns_of
 from apex4_probe.selection import best_tiles
 
 BASELINES = ("fp16", "fp8", "int8", "read")
 NAMES = {"fp16": "torch FP16", "fp8": "torch FP8", "int8": "torch INT8", "read": "pure read"}
+MANY_TOKENS = 1024  # from here on the Tensor Core is the bound, not memory
 METHODS = {
     "interleaved": "GEMMs, all candidates in turn",
     "sustained": "GEMMs, each candidate back to back",
@@ -23,6 +25,60 @@ def bench_tables(bench: Bench, *, tiles: bool = True) -> list[Table]:
     """A table for every method that was used. ``tiles``: with a column for their names, of up to 60 characters."""
     found = dict.fromkeys(record.method for record in bench.records)
     return [_table(bench, [r for r in bench.records if r.method == method], METHODS[method], tiles) for method in found]
+
+
+def mean_tables(bench: Bench) -> list[Table]:
+    """Over all shapes: the geometric mean of the speed-up over FP16 of each packing's fastest kernel, M by M, and over
+    all M from MANY_TOKENS on. A table for every method; none where a single shape was timed."""
+    shapes = {(record.n, record.k) for record in bench.records}
+    found = dict.fromkeys(record.method for record in bench.records)
+    if len(shapes) < 2:
+        return []
+    return [_means(method, [r for r in bench.records if r.method == method], len(shapes)) for method in found]
+
+
+def _means(method: str, records: Sequence[GemmTiming], shapes: int) -> Table:
+    lines = fastest_of(record for record in records if record.variant not in ("fp16", "read"))
+    tokens = sorted({record.m for record in records})
+    many = [m for m in tokens if m >= MANY_TOKENS]
+    columns: dict[str, list[int]] = {f"M = {m}": [m] for m in tokens}
+    if len(many) > 1:
+        columns[f"M ≥ {MANY_TOKENS}"] = many
+
+    def mean(line: dict[tuple[int, int, int], float], wanted: Sequence[int]) -> float | None:
+        speedups = [speedup for (_, _, m), speedup in line.items() if m in wanted]
+        return geometric_mean(speedups) if len(speedups) == shapes * len(wanted) else None
+
+    rows = tuple(
+        Row((name, *(_times(mean(line, wanted)) for wanted in columns.values()))) for name, line in lines.items()
+    )
+    caption = f"Geometric means over the {shapes} shapes, the fastest kernel of each packing. {METHODS[method]}."
+    return Table(
+        "× FP16 over all shapes",
+        (Column("packing", name=True), *columns_of(*(f"#{c}" for c in columns))),
+        rows,
+        caption,
+    )
+
+
+def fastest_of(records: Iterable[GemmTiming]) -> dict[str, dict[tuple[int, int, int], float]]:
+    """Speed-ups over FP16 by line and (N, K, M); of several kernels of ours that pack alike the fastest. Timings of one
+    method."""
+    best: dict[str, dict[tuple[int, int, int], float]] = {}
+    for record in records:
+        if record.speedup_fp16:
+            points, cell = best.setdefault(label(record), {}), (record.n, record.k, record.m)
+            points[cell] = max(points.get(cell, 0.0), record.speedup_fp16)
+    return best
+
+
+def label(record: GemmTiming) -> str:
+    """One line's name: torch's baselines and peers by their own, ours by format and granularity."""
+    if record.variant in BASELINES:
+        return NAMES[record.variant]
+    if record.version:
+        return f"{wording.clip(record.variant, 24)} {wording.clip(record.version, 12)}"
+    return f"{record.format.upper()} {record.granularity}"
 
 
 def chain_table(bench: Bench) -> Table:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from apex4_probe.bench_records import Bench
 from apex4_probe.reports import wording
-from apex4_probe.reports.bench_table import bench_tables, chain_table, refusals
+from apex4_probe.reports.bench_table import bench_tables, chain_table, mean_tables, refusals
 from apex4_probe.reports.console_table import ConsoleTables
 
 WIDE = 150  # columns from which a line holds a tile's name beside the figures
@@ -22,6 +22,8 @@ def print_bench(bench: Bench, console: Console) -> None:
     if not bench.records:
         printer.absent("GEMMs", "Nothing could be timed; the reasons stand below.")
     for table in bench_tables(bench, tiles=console.width >= WIDE):
+        printer.table(table)
+    for table in mean_tables(bench):
         printer.table(table)
     if bench.chains:
         printer.table(chain_table(bench))

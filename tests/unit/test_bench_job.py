@@ -120,6 +120,11 @@ def test_without_torch_it_is_one_sentence(call: Call, monkeypatch: pytest.Monkey
         (["--m", ""], "--m: '' is no number of tokens"),
         (["--m", ",".join(str(m) for m in range(1, 66))], "--m has 65 sizes; at most 64"),
         (["--variants", "w4a8.*,w5"], "--variants: 'w5' matches none of w4a8.small.channel, "),
+        (["--shapes", "4096x14336,4096"], "--shapes: '4096' is no weight's N x K; expected e.g. 4096x14336"),
+        (["--shapes", ""], "--shapes: '' is no weight's N x K"),
+        (["--shapes", "4096x0"], "--shapes: '4096x0' is no weight's N x K"),
+        (["--shapes", ",".join(f"{n}x128" for n in range(1, 66))], "--shapes has 65 shapes; at most 64"),
+        (["--shapes", "64x128", "--model", "llama-3-8b"], "--model does not go with --shapes"),
         (["--model", "nonsense"], "unknown model 'nonsense'"),
         (["--tiles", "few"], "'few' is not one of 'default', 'best', 'all'"),
         (["--method", "fast"], "'fast' is not one of 'interleaved', 'sustained', 'both'"),
@@ -208,6 +213,12 @@ def test_linears_that_share_an_input_are_one_gemm() -> None:
 
 def test_tokens_are_ascending_and_told_once() -> None:
     assert bench_plan.parse_tokens("16, 1,16") == (1, 16)
+
+
+def test_shapes_that_are_given_take_the_place_of_a_model_s() -> None:
+    plan = bench_plan.read(bench_plan.BenchRequest(shapes="4096x14336, 57344X8192,4096x14336"))
+    assert [(gemm.n, gemm.k) for gemm in plan.gemms] == [(4096, 14336), (57344, 8192)]
+    assert (plan.title, plan.block) == ("given shapes", False)
 
 
 def test_patterns_choose_variants_in_the_catalogue_s_order() -> None:
@@ -321,3 +332,10 @@ def test_a_failing_gpu_leaves_no_file(call: Call, gpu: dict[str, Any], tmp_path:
     code, _, err = call("--m", "1", "--out", "there")
     assert code == 2 and "w4a8.mma.channel: the GPU can no longer be used" in err
     assert not (tmp_path / "there").exists()
+
+
+def test_given_shapes_are_no_chain(call: Call, gpu: dict[str, Any], tmp_path: Path) -> None:
+    _, out, _ = call("--m", "64", "--shapes", "6144x4096,57344x8192", "--variants", "w4a8.*", "--out", "there")
+    bench = load_bench(tmp_path / "there" / "bench.json")
+    assert {(record.n, record.k) for record in bench.records} == {(6144, 4096), (57344, 8192)} and not bench.chains
+    assert "the GEMMs of given shapes, timed" in out and "× FP16 over all shapes" in out

@@ -10,7 +10,7 @@ from sample_bench import SHAPES, sample_bench
 
 from apex4_probe.reports import figure_style
 from apex4_probe.reports.bench_plot import bench_figure, curves, label
-from apex4_probe.reports.bench_table import bench_tables, chain_table, refusals
+from apex4_probe.reports.bench_table import bench_tables, chain_table, mean_tables, refusals
 from apex4_probe.reports.bench_terminal import print_bench
 from apex4_probe.selection import best_tiles
 
@@ -53,6 +53,41 @@ def test_where_there_is_no_room_for_tiles_every_row_is_one_line() -> None:
     assert line.split() == ["w4a8.small.channel", "6.29", "1.2%", "8.00", "2500", "88%", "4.00", "2.40", "1.50", "yes"]
     assert "rows=32" not in printed(80) and "rows=32,warps=16" in printed(160)
     assert "which bench.csv names" in " ".join(printed(80).split())
+
+
+def test_means_over_all_shapes_are_of_the_fastest_kernel_of_each_packing() -> None:
+    bench = sample_bench()
+    # small.channel has 4: it stays the best of the first shape
+    other = {(4096, 14336, 1024, "w4a8.mma.channel"): 2.0, (6144, 4096, 1024, "w4a8.mma.channel"): 8.0}
+    changed = [
+        record.model_copy(
+            update={"speedup_fp16": other.get((record.n, record.k, record.m, record.variant), record.speedup_fp16)}
+        )
+        for record in bench.records
+    ]
+    (table,) = mean_tables(bench.model_copy(update={"records": changed}))
+    assert [column.title for column in table.columns] == ["packing", "M = 1", "M = 16", "M = 1024"]
+    rows = {row.cells[0]: row.cells[1:] for row in table.rows}
+    assert rows["W4A8 channel"] == ("4.00", "4.00", "5.66")  # the square root of 4 times 8
+    assert rows["W4A8 g128i"] == ("3.12", "3.12", "3.12") and rows["humming.w4a8.g128 0.1.19"][0] == "2.00"
+    assert "torch FP16" not in rows and "pure read" not in rows
+    assert "W4A8 g128i" in printed(80)
+
+
+def test_a_mean_needs_every_shape_and_two_large_m_have_one_of_their_own() -> None:
+    bench = sample_bench()
+    later = [record.model_copy(update={"m": 4096}) for record in bench.records if record.m == 1024]
+    lacking = [r for r in bench.records if (r.variant, r.k, r.m) != ("w4a8.small.g128i", 14336, 1024)]
+    (table,) = mean_tables(bench.model_copy(update={"records": [*lacking, *later]}))
+    assert [column.title for column in table.columns][3:] == ["M = 1024", "M = 4096", "M ≥ 1024"]
+    rows = {row.cells[0]: row.cells[1:] for row in table.rows}
+    assert rows["W4A8 g128i"] == ("3.12", "3.12", "–", "3.12", "–")
+    assert rows["torch FP8"][-1] == "1.67"
+
+
+def test_one_shape_has_no_means() -> None:
+    bench = sample_bench()
+    assert not mean_tables(bench.model_copy(update={"records": [r for r in bench.records if r.n == 6144]}))
 
 
 def test_of_a_variant_s_tiles_the_fastest_is_shown() -> None:

@@ -64,10 +64,17 @@ def test_a_long_call_still_visits_every_buffer_once() -> None:
     assert gpu.replayed[-1] == ["a0", "a1", "a2", "a3", "a4"]
 
 
+def test_a_graph_holds_four_calls_however_long_they_are() -> None:
+    gpu = FakeGpu()
+    interleaved([steady(gpu, "a", 2, 9000.0)], rounds=1, graph_ms=4.0, record=gpu.record)
+    assert gpu.replayed[-1] == ["a0", "a1", "a0", "a1"]
+
+
 def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
     gpu = FakeGpu()
-    a_costs = chain(repeat(7.0, 2), [50.0, 10.0, 11.0, 12.0])  # two pilots, the uncounted round, three that count
-    b_costs = chain(repeat(7.0, 2), [99.0, 30.0, 20.0, 40.0])
+    # two pilots, the uncounted round, three that count; four calls a graph
+    a_costs = chain(repeat(7.0, 2), *(repeat(cost, 4) for cost in (50.0, 10.0, 11.0, 12.0)))
+    b_costs = chain(repeat(7.0, 2), *(repeat(cost, 4) for cost in (99.0, 30.0, 20.0, 40.0)))
 
     def once(key: str, costs: Iterator[float]) -> Candidate:
         return Candidate(key, [gpu.call(key, lambda: next(costs))])
@@ -78,7 +85,7 @@ def test_candidates_take_turns_and_the_first_round_does_not_count() -> None:
     # percentiles of 20, 30, 40 by linear interpolation: 22 and 38
     assert timings["b"].spread == pytest.approx((38.0 - 22.0) / 30.0)
     assert timings["b"].samples == 3
-    turns = [key for (key,) in gpu.replayed[4:]]
+    turns = [key for key, *_ in gpu.replayed[4:]]
     assert [set(turns[i : i + 2]) for i in range(0, 8, 2)] == [{"a", "b"}] * 4  # each once a round
 
 
@@ -126,10 +133,10 @@ def test_a_lost_gpu_ends_it_and_names_who_did_it() -> None:
 
 def test_sustained_counts_only_the_second_half() -> None:
     gpu = FakeGpu()
-    costs = chain([100.0, 100.0], [100.0, 100.0, 200.0, 200.0, 200.0, 200.0])
+    costs = chain(repeat(100.0, 2), repeat(100.0, 8), repeat(200.0, 16))
     candidate = Candidate("a", [gpu.call("a", lambda: next(costs))])
-    # one call a graph; 1000 us of GPU time are six replays: 100, 100, 200, 200, 200, 200
-    assert sustained(candidate, seconds=1e-3, graph_ms=0.1, record=gpu.record) == Timing(200.0, 0.0, 3)
+    # two pilots; four calls a graph; 4000 us of GPU time are six replays: 400, 400, 800, 800, 800, 800
+    assert sustained(candidate, seconds=4e-3, graph_ms=0.1, record=gpu.record) == Timing(200.0, 0.0, 3)
 
 
 def test_sustained_raises_what_the_candidate_raises() -> None:
