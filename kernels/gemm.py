@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 from weakref import WeakSet
 
 import torch
 
 from apex4_probe.errors import ApexError
-from apex4_probe.kernels import catalogue, launch, quantise
-from apex4_probe.kernels.compile import Kernel, compile_all
+from apex4_probe.kernels import catalogue, launch, quantise, tensor_map
+from apex4_probe.kernels.compile import compile_all
 from apex4_probe.kernels.packing import (
     ACTIVATION_DTYPES,
     ALIGNMENT,
@@ -26,10 +27,11 @@ from apex4_probe.kernels.packing import (
 )
 from apex4_probe.kernels.quantise import QuantisedActivations, activation_kind
 from apex4_probe.kernels.quantised_weight import LARGEST_TENSOR, check_tensor
-from apex4_probe.kernels.variant import Shape, Tile, Variant
+from apex4_probe.kernels.variant import Box, Shape, Tile, Variant
 
 ENTRY = "gemm"
 SIGNATURE = "PPPPPPPPiii"  # weights, row_scale, x, x_scale, x_sum, bias, out, workspace, m, n, k
+WITH_MAP = f"{SIGNATURE}{tensor_map.TENSOR_MAP_BYTES}s"  # and a tensor map of out
 
 _checked: WeakSet[PackedWeight] = WeakSet()  # those that check_packed has passed; they are frozen
 
@@ -39,6 +41,8 @@ class _Prepared:
     call: launch.Launch
     workspace_bytes: int
     then_fp16: bool
+    out_box: Box | None
+    cuda: Any
 
 
 def gemm(
@@ -107,8 +111,8 @@ def precompile(
         quantise.kernel_for(kind, bf16, hadamard, k, target) for kind in kinds if kind for k, hadamard in rows
     )
     compile_all([*gemms, *others])
-    for kernel in gemms:
-        _load(kernel, device)
+    for variant, tile in dict.fromkeys(picks):
+        _load(variant, tile, target, bf16, device)
     for kernel in others:
         launch.load_kernel(kernel, quantise.ENTRY, quantise.SIGNATURE, device)
 
@@ -222,6 +226,7 @@ def enqueue(
         m,
         n,
         packed.k_padded,
+        *((tensor_map.of_output(ready.cuda, out.data_ptr(), m, n, ready.out_box),) if ready.out_box else ()),
     )
     if ready.then_fp16:
         assert workspace is not None and isinstance(x, torch.Tensor)
@@ -247,9 +252,12 @@ def _prepared(name: str, tile: Tile, m: int, n: int, k: int, bf16: bool, pdl: bo
     if reason := variant.refuses(tile, shape, chip):
         raise ApexError(f"{name} {tile.name} cannot run {shape.text} on {chip.target}: {reason}")
     geometry = variant.geometry(tile, shape, chip)
-    function = _load(catalogue.kernel(variant, tile, chip.target, bf16), device)
-    return _Prepared(launch.prepared(function, geometry, pdl), geometry.workspace_bytes, variant.then_fp16)
+    function = _load(variant, tile, chip.target, bf16, device)
+    box = variant.out_box(tile) if variant.out_box else None
+    call = launch.prepared(function, geometry, pdl)
+    return _Prepared(call, geometry.workspace_bytes, variant.then_fp16, box, function.cuda)
 
 
-def _load(kernel: Kernel, device: int) -> launch.Function:
-    return launch.load_kernel(kernel, ENTRY, SIGNATURE, device)
+def _load(variant: Variant, tile: Tile, target: str, bf16: bool, device: int) -> launch.Function:
+    signature = WITH_MAP if variant.out_box else SIGNATURE
+    return launch.load_kernel(catalogue.kernel(variant, tile, target, bf16), ENTRY, signature, device)

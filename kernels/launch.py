@@ -8,6 +8,7 @@ itself may be captured.
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -70,9 +71,9 @@ def chip(device: int) -> Chip:
 def load_kernel(kernel: Kernel, entry: str, signature: str, device: int) -> Function:
     """Compile (or find in the cache) and load ``entry`` of a kernel on a GPU; the same Function from then on.
 
-    ``signature``: a letter of the ``struct`` module for each argument: P pointer, i int, f float, q long long. The
-    function may use all the shared memory that a CTA can have. Raises CompileError, and ApexError during the capture of
-    a CUDA graph, which loading would break.
+    ``signature``: a code of the ``struct`` module for each argument: P pointer, i int, f float, q long long, 128s as
+    many bytes. The function may use all the shared memory that a CTA can have. Raises CompileError, and ApexError
+    during the capture of a CUDA graph, which loading would break.
     """
     import cupy
     import torch
@@ -160,7 +161,7 @@ class Launch:
         self._handle = ctypes.c_void_p(function.handle)
         self._frames: list[_Frame] = []  # list.pop and append are atomic: a frame belongs to one call at a time
 
-    def __call__(self, stream: int, *arguments: int | float) -> None:
+    def __call__(self, stream: int, *arguments: int | float | bytes) -> None:
         try:
             frame = self._frames.pop()
         except IndexError:
@@ -186,7 +187,8 @@ class _Frame:
         self.pack = codes.pack_into
         self.values = ctypes.create_string_buffer(codes.size)
         address = ctypes.addressof(self.values)
-        offsets = [struct.calcsize(signature[: i + 1]) - struct.calcsize(code) for i, code in enumerate(signature)]
+        ends = [(match.end(), match.group()) for match in re.finditer(r"\d*[a-zA-Z]", signature)]
+        offsets = [struct.calcsize(signature[:end]) - struct.calcsize(code) for end, code in ends]
         self.pointers = (ctypes.c_void_p * len(offsets))(*(address + offset for offset in offsets))
         self.attribute = LaunchAttribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
         self.config = LaunchConfig(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from apex4_probe.kernels.formats import Format, Granularity
 
@@ -74,6 +74,13 @@ class Geometry:
     workspace_bytes: int = 0
 
 
+class Box(NamedTuple):
+    """Of an output [M, N]."""
+
+    tokens: int
+    rows: int  # of the weight: neighbours in memory
+
+
 @dataclass(frozen=True)
 class Variant:
     """A catalogue record.
@@ -88,6 +95,7 @@ class Variant:
     writes the weight [N, K] in the activations' type to its workspace and nothing to out; torch's dense GEMM follows.
     ``activations``: the order of its INT8 activations where it is not that of ``mma.sync`` (``formats.py``).
     ``clocks``: of the busiest SM, by which its tiles compare; None: nothing better is known than for kernels at large.
+    ``out_box``: what the kernel stores at once through a tensor map of out, its last argument; None: it takes none.
     """
 
     name: str
@@ -108,6 +116,7 @@ class Variant:
     activations: Literal["", "int8_wgmma"] = ""
     clocks: Callable[[Tile, Shape, Chip], float] | None = None
     generated: Callable[[Tile], tuple[tuple[str, str], ...]] = lambda tile: ()
+    out_box: Callable[[Tile], Box] | None = None
 
     def emulated_on(self, chip: Chip) -> str:
         """Why the variant is not fast on the chip, "" where its MMA is native."""

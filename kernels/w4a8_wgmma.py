@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import ceil
 
 from apex4_probe.kernels.formats import BLOCK_K, BLOCK_ROWS, NIBBLE_BYTES, TWO_LEVEL, Granularity
-from apex4_probe.kernels.variant import Chip, Geometry, Shape, Tile, Variant, tile
+from apex4_probe.kernels.variant import Box, Chip, Geometry, Shape, Tile, Variant, tile
 from apex4_probe.kernels.wgmma import Wgmma
 
 COMPUTE_CAPABILITY = "9.0"  # wgmma and setmaxnreg belong to sm_90a and to no later architecture (PTX ISA)
@@ -40,13 +40,22 @@ def shared_bytes(granularity: Granularity, tile: Tile) -> int:
     row_tiles = tile["rows"] // WARPGROUP_ROWS // tile["warpgroups"]
     sent = (tile["split_k"] - 1) * row_tiles * share * WARPGROUP_ROWS * 4  # share_last's lies where stages lay
     barriers = 8 * (2 * tile["stages"] + 2 * tile["warpgroups"])
+    stages = -(-tile["stages"] * stage_bytes(granularity, tile) // 1024) * 1024  # as swizzled buffers want it
+    chunk = out_chunk(tile)
 
-    def with_buffers(tokens: int) -> int:
-        outputs = 2 * tokens * (WARPGROUP_ROWS * 2 + 16) + finished * 8
-        return tile["stages"] * stage_bytes(granularity, tile) + tile["warpgroups"] * (outputs + sent) + barriers
+    def with_buffers(count: int) -> int:
+        outputs = count * chunk * WARPGROUP_ROWS * 2 + finished * 8
+        return stages + tile["warpgroups"] * (outputs + sent) + barriers
 
-    largest = next(size for size in (64, 32, 16) if share % size == 0)
-    return with_buffers(32 if largest == 64 and with_buffers(64) > CTA_SHARED_BYTES else largest)
+    chunks = row_tiles * finished // chunk
+    fit = next((count for count in range(chunks, 1, -1) if with_buffers(count) <= CTA_SHARED_BYTES), 1)
+    group = 1 if tile["share_last"] and row_tiles > 1 else fit // 2
+    return with_buffers(chunks if fit == chunks and (row_tiles == 1 or not tile["share_last"]) else 2 * group)
+
+
+def out_chunk(tile: Tile) -> int:
+    """Tokens whose outputs a warpgroup sends to memory at once."""
+    return 32 if tile["tokens"] // cluster_ctas(tile) % 32 == 0 else 16
 
 
 def cluster_ctas(tile: Tile) -> int:
@@ -99,7 +108,7 @@ SHARED_BYTES = 122  # a clock and SM, of 128: operand B, which each 64 rows read
 # others have 16 and 44.
 WIDEN_CLOCKS: dict[Granularity, int] = {"channel": 260, "g128i": 305, "g128r": 380}
 STAGE_CLOCKS = 140
-TILE_CLOCKS = 4250  # between two tiles of 128 x 256: epilogue, first operands
+TILE_CLOCKS = 3750  # between two tiles of 128 x 256: epilogue, first operands
 EXCHANGE_CLOCKS = 3450  # of a tile that CTAs share
 PAIR_FACTOR = 1.02  # of the clocks a block, in clusters whose CTAs multiply tiles of their own: measured 1.00 … 1.07
 START_CLOCKS = 2450  # launch, first loads
@@ -151,12 +160,12 @@ def _tiles(*shapes: tuple[int, int, int, int, int, tuple[int, ...]], share_last:
     )
 
 
-# As many stages as fit for both granularities; with outputs turned in buffers of 32 tokens, one more. Of tiles that
-# differ in stages and lag alone, first the one that measured faster.
+# As many stages as fit for both granularities, or fewer and more buffers of outputs. Of tiles that differ in stages and
+# lag alone, first the one that measured faster.
 TILES = (
     *_tiles(
-        (128, 256, 2, 5, 1, (1,)),
         (128, 256, 2, 4, 1, (1,)),
+        (128, 256, 2, 5, 1, (1,)),
         (128, 192, 2, 5, 1, (1,)),
         (256, 128, 2, 5, 1, (1,)),
         (192, 128, 3, 6, 2, (1,)),
@@ -197,6 +206,7 @@ def _variant(granularity: Granularity, strategy: str, scales: str) -> Variant:
         activations="int8_wgmma",
         clocks=lambda tile, shape, chip: clocks(granularity, tile, shape, chip),
         generated=lambda tile: (("wgmma.cuh", Wgmma("u8s8", tile["tokens"], "rs").header()),),
+        out_box=lambda tile: Box(out_chunk(tile), WARPGROUP_ROWS),
     )  # fmt: skip
 
 

@@ -82,6 +82,28 @@ static __device__ __forceinline__ void bulk_copy(u32 to, const void* from, u32 b
       : "memory");
 }
 
+// How a matrix of 16-bit elements lies in global memory: CUtensorMap, made on the host (kernels/tensor_map.py), a kernel's
+// parameter (const __grid_constant__).
+struct __align__(64) TensorMap {
+  u64 opaque[16];
+};
+
+// Box of the matrix whose first element is (row, column), from shared memory, rows swizzled as the map says; what lies
+// beyond the matrix is left out. One thread, behind fence_async_shared() of those who wrote and a barrier; copies are
+// counted in groups, per thread.
+static __device__ __forceinline__ void store_box(const TensorMap& map, int row, int column, u32 from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column),
+               "r"(row), "r"(from)
+               : "memory");
+}
+static __device__ __forceinline__ void boxes_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Until all but the last `pending` groups of this thread have been read from shared memory.
+template <int pending>
+static __device__ __forceinline__ void boxes_read() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
+}
+
 // From here on the next kernel of the stream may start on SMs that have room for it.
 static __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900

@@ -25,8 +25,8 @@
 // last      SHARE_LAST: clusters of two, whose CTAs work on tiles of their own. The last round has tiles for half of
 //           the CTAs or fewer: each pair shares one as above, and the round takes half as long. It comes once and ends
 //           the kernel, so sums are sent where the stages lay and take no memory of their own.
-// epilogue  scaled, with bias, 16 bit; turned by stmatrix through two buffers of CHUNK tokens, 64 or what the stages
-//           leave room for; whole lines of out.
+// epilogue  scaled, with bias, 16 bit; turned by stmatrix into buffers of CHUNK tokens, which tensor copies take to out,
+//           GROUP at once, while the next ones are scaled, the last under the next tile. BUFFERS: what stages leave room for.
 //
 // Bound: the Tensor Core, 4096 MAC a clock and SM; few tokens: memory. Registers: 64 * TOKENS * ROW_TILES / 128
 // accumulators a thread, twice 4 * BATCH of operand A.
@@ -54,25 +54,33 @@ constexpr int CLUSTER = SHARE_LAST ? 2 : SPLIT_K;
 static_assert(CLUSTER == SPLIT_K || SPLIT_K == 1, "");
 constexpr int SLICE = TOKENS / CLUSTER;               // tokens that a CTA finishes of a tile that it shares
 constexpr int FINISHED = SHARE_LAST ? TOKENS : SLICE;  // of any tile, at most
-constexpr int OUT_STRIDE = 64 * 2 + 16;                // of a token: sixteen bytes more, against bank conflicts
 static_assert(SLICE % 16 == 0 && SLICE * CLUSTER == TOKENS, "");
 
-// Shared memory. Per warpgroup: two buffers of outputs; scale and sum of the slice's tokens; what other CTAs send.
-constexpr int W_AT = STAGES * X_STAGE, OUT_AT = W_AT + STAGES * W_STAGE, TOKEN_SCALES = FINISHED * 8;
+// Shared memory. Per warpgroup: buffers of outputs; scale and sum of the slice's tokens; what other CTAs send.
+constexpr int CHUNK = SLICE % 32 == 0 ? 32 : 16, CHUNKS = ROW_TILES * FINISHED / CHUNK;
+constexpr int OUT_BUFFER = CHUNK * 128;  // 64 rows of 16 bits a token, swizzled as the tensor map of out says
+constexpr int W_AT = STAGES * X_STAGE, OUT_AT = (W_AT + STAGES * W_STAGE + 1023) / 1024 * 1024;
+constexpr int TOKEN_SCALES = FINISHED * 8;
 constexpr int SENT = ROW_TILES * SLICE * 64 * 4;  // by one CTA to one warpgroup of another
 constexpr int ALL_SENT = SHARE_LAST ? 0 : WARPGROUPS * (SPLIT_K - 1) * SENT;  // beside the stages
 static_assert(!SHARE_LAST || WARPGROUPS * SENT <= W_AT, "what is sent lies where tokens lay");
 constexpr int BARRIERS = 8 * (2 * STAGES + 2 * WARPGROUPS);
-constexpr int shared_with(int chunk) {
-  return OUT_AT + WARPGROUPS * (2 * chunk * OUT_STRIDE + TOKEN_SCALES) + ALL_SENT + BARRIERS;
-}
 constexpr int MOST_SHARED = 227 * 1024;  // of a CTA, compute capability 9.0
-constexpr int LARGEST_CHUNK = SLICE % 64 == 0 ? 64 : SLICE % 32 == 0 ? 32 : 16;
-constexpr int CHUNK = LARGEST_CHUNK == 64 && shared_with(64) > MOST_SHARED ? 32 : LARGEST_CHUNK;
-constexpr int SHARED = shared_with(CHUNK);  // what geometry() asks for
-static_assert(SHARED <= MOST_SHARED, "");
+constexpr int shared_with(int buffers) {
+  return OUT_AT + WARPGROUPS * (buffers * OUT_BUFFER + TOKEN_SCALES) + ALL_SENT + BARRIERS;
+}
+constexpr int fitting_buffers() {
+  int buffers = CHUNKS;
+  while (buffers > 1 && shared_with(buffers) > MOST_SHARED) buffers--;
+  return buffers;
+}
+// Chunks that are sent together, each time behind a fence and a barrier: a tile's all or, of two groups that take turns,
+// as many as fit. Where tiles have two row tiles and some are shared, chunks are left out and groups would be uneven.
+constexpr int FIT = fitting_buffers(), GROUP = SHARE_LAST && ROW_TILES > 1 ? 1 : FIT == CHUNKS ? CHUNKS : FIT / 2;
+constexpr int BUFFERS = GROUP == CHUNKS ? CHUNKS : 2 * GROUP, SHARED = shared_with(BUFFERS);  // what geometry() asks for
+static_assert(GROUP > 0 && SHARED <= MOST_SHARED, "");
 static_assert(!SHARE_LAST || ROW_TILES == 1 || SLICE / CHUNK % 2 == 0, "buffers of outputs take turns");
-constexpr int OUT_BUFFER = CHUNK * OUT_STRIDE, SCALES_AT = OUT_AT + WARPGROUPS * 2 * OUT_BUFFER;
+constexpr int SCALES_AT = OUT_AT + WARPGROUPS * BUFFERS * OUT_BUFFER;
 constexpr int SENT_AT = SHARE_LAST ? 0 : SCALES_AT + WARPGROUPS * TOKEN_SCALES, BARRIERS_AT = SHARED - BARRIERS;
 
 // An SM's 65536 registers: evenly at entry; then the producers keep few, and the consumers share the rest.
@@ -104,14 +112,15 @@ struct Stage {
 
 // The tiles of a CTA, and its part of their K.
 struct Work {
-  int m, n, k_blocks, rank, first_block, blocks, tile, tiles, stride;
+  Raster raster;
+  int k_blocks, rank, first_block, blocks, tile, tiles, stride;
   int owned;                  // SHARE_LAST: tiles of full rounds; a pair of CTAs shares each of the others
   bool shared = SPLIT_K > 1;  // this tile
 
-  __device__ __forceinline__ Work(int m, int n, int k, int rank) : m(m), n(n), k_blocks(k / 128), rank(rank) {
+  __device__ __forceinline__ Work(int m, int n, int k, int rank) : raster(m, n), k_blocks(k / 128), rank(rank) {
     part(SHARE_LAST ? 0 : rank, SPLIT_K);
     tile = blockIdx.x / SPLIT_K, stride = gridDim.x / SPLIT_K;
-    tiles = ((n + ROWS - 1) / ROWS) * ((m + TOKENS - 1) / TOKENS);
+    tiles = raster.tiles();
     owned = SHARE_LAST ? tiles / stride * stride : tiles;
     if (SHARE_LAST) share();
   }
@@ -126,7 +135,7 @@ struct Work {
     part(rank, CLUSTER);
   }
   __device__ __forceinline__ bool more() const { return tile < tiles; }
-  __device__ __forceinline__ Corner at() const { return corner(tile, m, n); }
+  __device__ __forceinline__ Corner at() const { return raster.corner(tile); }
   __device__ __forceinline__ void next() {
     tile += stride;
     if (SHARE_LAST) share();
@@ -134,12 +143,12 @@ struct Work {
 };
 
 // One warp; lanes beyond the tile's blocks of 32 rows request nothing.
-static __device__ void produce_weights(Work work, const Ring& ring, u32 shared, const u8* weights, int lane) {
-  const bool read_once = work.m <= TOKENS;
+static __device__ void produce_weights(Work work, const Ring& ring, u32 shared, const u8* weights, int n, int lane) {
+  const bool read_once = work.raster.token_tiles == 1;
   const u64 policy = evict_first_policy();
   Stage stage;
   for (; work.more(); work.next()) {
-    const int row_block = work.at().row / 32, count = min(ROWS / 32, work.n / 32 - row_block);
+    const int row_block = work.at().row / 32, count = min(ROWS / 32, n / 32 - row_block);
     const u32 first = (row_block + lane) * work.k_blocks + work.first_block;
     const u8* from = weights + (u64)first * BLOCK;
 #pragma unroll 1
@@ -158,8 +167,8 @@ static __device__ void produce_weights(Work work, const Ring& ring, u32 shared, 
 }
 
 // One lane.
-static __device__ void produce_tokens(Work work, const Ring& ring, u32 shared, const u8* x) {
-  const int token_tiles = (work.m + 7) / 8;
+static __device__ void produce_tokens(Work work, const Ring& ring, u32 shared, const u8* x, int m) {
+  const int token_tiles = (m + 7) / 8;
   const u64 block_bytes = (u64)token_tiles * TOKEN_TILE;
   Stage stage;
   for (; work.more(); work.next()) {
@@ -327,15 +336,17 @@ struct Consumer {
   }
 };
 
-// What the epilogue of a tile wants from global memory, requested before the loop over K.
+// What the epilogue of a tile wants from global memory, requested before the loop over K and not touched before its end:
+// whatever used a value would wait for it there.
 struct Scales {
   static constexpr int MINE = (FINISHED + 127) / 128;  // tokens of a thread
   float token_scale[MINE], row_scale[ROW_TILES][2];
   int token_sum[MINE];
-  float bias[ROW_TILES][2];
+  Out bias[ROW_TILES][2], biased;  // biased: all ones, or nothing
 
   __device__ __forceinline__ Scales(const Consumer& at, int row, int token, int m, int n, const float* row_scales,
-                                    const float* x_scale, const int* x_sum, const Out* biases) {
+                                    const float* x_scale, const int* x_sum, const Out* biases)
+      : biased(biases ? 0xFFFF : 0) {
 #pragma unroll
     for (int i = 0; i < MINE; i++) {
       const int mine = at.thread + 128 * i;
@@ -349,16 +360,15 @@ struct Scales {
       for (int r = 0; r < 2; r++) {
         const int mine = min(row + 64 * t + 16 * at.warp + 8 * r + at.lane / 4, n - 1);
         row_scale[t][r] = row_scales[mine];
-        bias[t][r] = biases ? from_out(biases[mine]) : 0.0f;
+        bias[t][r] = (biases ? biases : (const Out*)row_scales)[mine];
       }
   }
 };
 
-// Scales a warpgroup's sums, from tokens `token` on and rows `row` on, and writes them: of a shared tile, its slice.
+// Scales a warpgroup's sums, from tokens `token` on and rows `row` on, and sends them to out: of a shared tile, its slice.
 static __device__ __forceinline__ void store(const Consumer& at, const u32 (&sums)[ROW_TILES][WGMMA::ACCUMULATORS],
                                              const Scales& scales, bool shared, int row, int token, int m, int n,
-                                             Out* out) {
-  u8* const buffers = at.shared + OUT_AT + at.warpgroup * (2 * OUT_BUFFER);
+                                             const TensorMap& out) {
   // Of two tokens: both scales, then both sums, negative.
   float* const tokens = (float*)(at.shared + SCALES_AT + at.warpgroup * TOKEN_SCALES);
 #pragma unroll
@@ -368,57 +378,65 @@ static __device__ __forceinline__ void store(const Consumer& at, const u32 (&sum
     tokens[place] = scales.token_scale[i];
     tokens[place + 2] = __int_as_float(-scales.token_sum[i]);
   }
+  if (at.thread == 0) boxes_read<0>();
   at.sync();  // and the last tile's outputs have been read
-  const int turned = (at.lane / 16 * 8 + at.lane % 8) * OUT_STRIDE + at.warp * 32 + at.lane / 8 % 2 * 16;
-  const int piece = at.thread % 8 * 16, first = at.thread / 8;  // 16 bytes of a token: what a thread writes
+  const u32 buffers = at.base + OUT_AT + at.warpgroup * (BUFFERS * OUT_BUFFER);
+  // Eight tokens' pieces of 16 bytes a matrix: the warp's first eight rows, its last eight, then of the next tokens.
+  const int turned = (at.lane / 16 * 8 + at.lane % 8) * 128 + (at.warp * 2 + at.lane / 8 % 2 ^ at.lane % 8) * 16;
   const float4* const my_tokens = (const float4*)tokens + at.lane % 4;  // four lanes on: the next eight
+  // Chunks `first` … `last`, which lie in shared memory.
+  const auto send = [&](int first, int last) {
+    fence_async_shared();  // waits for what was written: better behind the next chunk's arithmetic
+    if (at.thread == 0) boxes_read<0>();  // the group before: its buffers are written next
+    at.sync();
+    if (at.thread != 0) return;
+#pragma unroll
+    for (int i = first; i <= last; i++) {
+      const int of_row = row + 64 * (i / (FINISHED / CHUNK)), of_token = token + i % (FINISHED / CHUNK) * CHUNK;
+      if (of_row < n && of_token < m) store_box(out, of_token, of_row, buffers + i % BUFFERS * OUT_BUFFER);
+    }
+    boxes_commit();
+  };
+  int group = 0, lies = 0;  // the group's first chunk; the last one that lies in shared memory
 #pragma unroll
   for (int t = 0; t < ROW_TILES; t++) {
     float4 ahead[2] = {my_tokens[0], my_tokens[4]};
-    Out* to = out + (u64)(token + first) * n + row + 64 * t + piece / 2;
-    const int exist = row + 64 * t + piece / 2 < n ? m - token - first : 0;
 #pragma unroll
-    for (int chunk = 0; chunk < FINISHED; chunk += CHUNK) {
-      if (SHARE_LAST && shared && chunk == SLICE) break;
-      u8* const buffer = buffers + (t * (FINISHED / CHUNK) + chunk / CHUNK) % 2 * OUT_BUFFER;
+    for (int chunk = 0; chunk < FINISHED / CHUNK; chunk++) {
+      if (SHARE_LAST && shared && chunk == SLICE / CHUNK) break;
+      u32 pairs[CHUNK / 8][2];  // of eight tokens, of rows that are eight apart
 #pragma unroll
-      for (int tile = 0; tile < CHUNK / 8; tile += 2) {
-        const float4 now[2] = {ahead[0], ahead[1]};
-        const int next = chunk / 8 + tile + 2;
-        if (next < FINISHED / 8) ahead[0] = my_tokens[4 * next], ahead[1] = my_tokens[4 * next + 4];
-        u32 pairs[2][2];
+      for (int tile = 0; tile < CHUNK / 8; tile++) {
+        const float4 of_tokens = ahead[tile % 2];
+        const int of_slice = chunk * (CHUNK / 8) + tile;
+        if (of_slice + 2 < FINISHED / 8) ahead[tile % 2] = my_tokens[4 * (of_slice + 2)];
+        const u32 less[2] = {(u32)__float_as_int(of_tokens.z), (u32)__float_as_int(of_tokens.w)};
 #pragma unroll
-        for (int j = 0; j < 2; j++) {
-          const int of_slice = chunk + 8 * (tile + j);
-          const float4& of_tokens = now[j];
-          const u32 less[2] = {(u32)__float_as_int(of_tokens.z), (u32)__float_as_int(of_tokens.w)};
-#pragma unroll
-          for (int r = 0; r < 2; r++) {
-            const Widened w = widened(r);
-            const u32* s = sums[t] + of_slice / 2 + 2 * r;
-            pairs[j][r] = scaled_pair((float)(int)(s[0] + (less[0] << w.offset_shift)),
-                                      (float)(int)(s[1] + (less[1] << w.offset_shift)), {of_tokens.x, of_tokens.y},
-                                      scales.row_scale[t][r] * w.factor, scales.bias[t][r]);
-          }
+        for (int r = 0; r < 2; r++) {
+          const Widened w = widened(r);
+          const u32* s = sums[t] + 4 * of_slice + 2 * r;
+          pairs[tile][r] = scaled_pair((float)(int)(s[0] + (less[0] << w.offset_shift)),
+                                       (float)(int)(s[1] + (less[1] << w.offset_shift)), {of_tokens.x, of_tokens.y},
+                                       scales.row_scale[t][r] * w.factor,
+                                       from_out(scales.bias[t][r] & scales.biased));
         }
-        store_transposed(shared_address(buffer + turned + tile * 8 * OUT_STRIDE), pairs[0][0], pairs[0][1], pairs[1][0],
-                         pairs[1][1]);
       }
-      at.sync();  // one barrier a chunk: by the next one everybody has read this buffer
-      uint4 values[CHUNK / 16];
+      const int index = t * (FINISHED / CHUNK) + chunk;
+      if (index > 0 && index % GROUP == 0) send(group, lies), group = index;
 #pragma unroll
-      for (int i = 0; i < CHUNK / 16; i++) values[i] = *(const uint4*)(buffer + (first + 16 * i) * OUT_STRIDE + piece);
-#pragma unroll
-      for (int i = 0; i < CHUNK / 16; i++, to += 16 * (u64)n) {
-        if (chunk + 16 * i < exist) *(uint4*)to = values[i];
-      }
+      for (int tile = 0; tile < CHUNK / 8; tile += 2)
+        store_transposed(buffers + index % BUFFERS * OUT_BUFFER + turned + tile * 8 * 128, pairs[tile][0], pairs[tile][1],
+                         pairs[tile + 1][0], pairs[tile + 1][1]);
+      lies = index;
     }
   }
+  send(group, lies);
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     gemm(const u8* __restrict__ weights, const float* __restrict__ row_scale, const u8* x, const float* x_scale,
-         const int* x_sum, const Out* __restrict__ bias, Out* out, u8* /*workspace*/, int m, int n, int k) {
+         const int* x_sum, const Out* __restrict__ bias, Out* /*out*/, u8* /*workspace*/, int m, int n, int k,
+         const __grid_constant__ TensorMap out) {
   extern __shared__ __align__(1024) u8 shared[];
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);  // uniform, and the compiler knows
   const int warp = __shfl_sync(~0u, threadIdx.x / 32 % 4, 0), lane = threadIdx.x % 32;
@@ -445,10 +463,10 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
   if (warpgroup == WARPGROUPS) {
     keep_registers<PRODUCER_REGISTERS>();
     if (warp == 0) {
-      produce_weights(work, ring, base, weights, lane);
+      produce_weights(work, ring, base, weights, n, lane);
     } else if (warp == 1 && lane == 0) {
       wait_for_previous_kernel();
-      produce_tokens(work, ring, base, x);
+      produce_tokens(work, ring, base, x, m);
     }
   } else {
     take_registers<CONSUMER_REGISTERS>();
@@ -468,6 +486,7 @@ extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THR
       }
       store(consumer, sums, scales, work.shared, row, token, m, n, out);
     }
+    if (consumer.thread == 0) boxes_read<0>();  // before shared memory goes
   }
   if (CLUSTER > 1) {
     __syncwarp();

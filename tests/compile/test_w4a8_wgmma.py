@@ -25,6 +25,8 @@ SLACK = 48  # waiting, addresses of stages and descriptors, loop: a block of K
 WIDE = tile(rows=128, tokens=256, warpgroups=2, stages=4, lag=1, split_k=1, share_last=0)
 SHARED = tile(rows=128, tokens=64, warpgroups=2, stages=11, lag=1, split_k=4, share_last=0)
 SHARE_LAST = tile(rows=128, tokens=256, warpgroups=2, stages=5, lag=2, split_k=1, share_last=1)
+SQUARE = tile(rows=128, tokens=128, warpgroups=2, stages=7, lag=1, split_k=1, share_last=0)
+SHARE_LAST_HIGH = tile(rows=256, tokens=128, warpgroups=2, stages=6, lag=2, split_k=1, share_last=1)
 CELLS = [
     pytest.param(granularity, one, id=f"{granularity}-{one.name}")
     for granularity, variant in VARIANTS.items()
@@ -75,6 +77,13 @@ def test_hot_loop(granularity: str, one: Tile):
     assert count("BAR") == count("STS") == count("LDG") == 0
     work = row_tiles * (WIDENING[granularity] + 4 + count("LDS") // (blocks * row_tiles)) + 2 * batches
     assert sum(counts.values()) <= blocks * (work + SLACK)
+    # Outputs: a fence and a barrier a group of chunks, a tensor copy a chunk, which nobody waits for.
+    finished = one["tokens"] // one["split_k"]
+    chunks = row_tiles * finished // w4a8_wgmma.out_chunk(one)
+    whole = code.count(code.instructions)
+    assert sass.matching(whole, "UTMASTG") == chunks
+    assert sass.matching(whole, "STSM") == row_tiles * finished // 16
+    assert sass.matching(whole, "STG") == 0
     waits_for_stores = [i for i in code.instructions if i.opcode == "MEMBAR.ALL.GPU"]
     assert len(waits_for_stores) == (w4a8_wgmma.cluster_ctas(one) > 1), "at the end, before CTAs of a cluster leave"
 
@@ -141,20 +150,16 @@ def test_both_layouts_meet_in_the_tensor_core():
 @pytest.mark.parametrize(
     ("granularity", "one", "bytes_"),
     [
-        # stages; two buffers of 64 tokens x 144 bytes and 8 bytes a token for each warpgroup; barriers
-        (
-            "channel",
-            WIDE,
-            4 * (256 * 128 + 4 * 2048) + 2 * (2 * 64 * 144 + 256 * 8) + 8 * (8 + 4),
-        ),
-        # slots of 2176 bytes; what three other CTAs send: 64 rows x 16 tokens x 4 bytes each
-        (
-            "g128i",
-            SHARED,
-            11 * (64 * 128 + 4 * 2176) + 2 * (2 * 16 * 144 + 16 * 8 + 3 * 64 * 16 * 4) + 8 * (22 + 4),
-        ),
-        # a fifth stage leaves room for buffers of 32 tokens; what the last round sends lies in the stages
-        ("g128i", SHARE_LAST, 5 * (256 * 128 + 4 * 2176) + 2 * (2 * 32 * 144 + 256 * 8) + 8 * (10 + 4)),
+        # stages; two groups of three chunks of 32 tokens x 128 bytes, and 8 bytes a token for each warpgroup; barriers
+        ("channel", WIDE, 4 * (256 * 128 + 4 * 2048) + 2 * (6 * 32 * 128 + 256 * 8) + 8 * (8 + 4)),
+        # there is room for all of a tile's four chunks; slots of 2176 bytes
+        ("g128i", SQUARE, 172 * 1024 + 2 * (4 * 32 * 128 + 128 * 8) + 8 * (14 + 4)),
+        # 185856 bytes of stages, up to the next KiB; what three other CTAs send: 64 rows x 16 tokens x 4 bytes each
+        ("g128i", SHARED, 182 * 1024 + 2 * (16 * 128 + 16 * 8 + 3 * 64 * 16 * 4) + 8 * (22 + 4)),
+        # 207360 bytes of stages, a fifth; two chunks; what the last round sends lies in the stages
+        ("g128i", SHARE_LAST, 203 * 1024 + 2 * (2 * 32 * 128 + 256 * 8) + 8 * (10 + 4)),
+        # two row tiles, some shared: chunks go one at a time, whatever there is room for
+        ("channel", SHARE_LAST_HIGH, 6 * (128 * 128 + 8 * 2048) + 2 * (2 * 32 * 128 + 128 * 8) + 8 * (12 + 4)),
     ],
 )
 def test_shared_memory(granularity: str, one: Tile, bytes_: int):
@@ -216,7 +221,7 @@ def test_refusals_say_why():
     assert refuses(SHARE_LAST, Shape(512, 28672, 4096), H100) == ""
     assert "896 tiles leave no last round for half of 132 CTAs" in refuses(SHARE_LAST, Shape(1024, 28672, 4096), H100)
     assert "K = 128 is 1 blocks of 128, fewer than the 2 CTAs" in refuses(SHARE_LAST, Shape(1, 32, 128), H100)
-    assert "220112" in refuses(SHARED, Shape(1, 32, 512), Chip("9.0", "sm_90a", 132, 200_000))
+    assert "215504" in refuses(SHARED, Shape(1, 32, 512), Chip("9.0", "sm_90a", 132, 200_000))
 
 
 @pytest.mark.parametrize("granularity", VARIANTS)

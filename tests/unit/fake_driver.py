@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,11 +28,11 @@ class Launched:
     kernel: str
     geometry: Geometry
     stream: int
-    arguments: tuple[int | float, ...]
+    arguments: tuple[int | float | bytes, ...]
     attributes: tuple[tuple[int, int], ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeDriver:
     """``statuses``: what the next launches answer, 0 after that. ``functions``: by handle. ``execute``: what happens on
     the device at each launch."""
@@ -39,6 +40,7 @@ class FakeDriver:
     statuses: list[int] = field(default_factory=list)
     launches: list[Launched] = field(default_factory=list)
     contexts: list[int] = field(default_factory=list)
+    map_status: int = 0
     functions: dict[int, Function] = field(default_factory=dict)
     execute: Callable[[Launched], None] = lambda _launched: None
 
@@ -49,6 +51,17 @@ class FakeDriver:
         handle = 0x7000 + len(self.functions)
         self.functions[handle] = Function(name, handle, signature, 0xC0DE, can_overlap, self)
         return self.functions[handle]
+
+    def cuTensorMapEncodeTiled(  # noqa: N802
+        self, to: Any, type_: int, rank: Any, address: Any, sizes: Any, strides: Any, box: Any, steps: Any, *modes: int
+    ) -> int:
+        """What it was given, as eight-byte numbers, stands for the driver's encoding."""
+        if self.map_status:
+            return self.map_status
+        assert to.value % 64 == 0
+        told = (type_, rank.value, address.value, *sizes, *strides, *box, *steps, *modes)
+        ctypes.memmove(to, struct.pack("16q", *told, *[0] * (16 - len(told))), 128)
+        return 0
 
     def cuCtxSetCurrent(self, context: Any) -> int:  # noqa: N802
         self.contexts.append(context.value)
@@ -69,7 +82,7 @@ class FakeDriver:
         function, given = self.functions[handle], config.contents
         arguments = tuple(
             struct.unpack(code, ctypes.string_at(pointers[i], struct.calcsize(code)))[0]
-            for i, code in enumerate(function.signature)
+            for i, code in enumerate(re.findall(r"\d*[a-zA-Z]", function.signature))
         )
         assert tuple(given.block)[1:] == (1, 1)
         attributes = tuple((given.attributes[i].id, given.attributes[i].value) for i in range(given.attribute_count))

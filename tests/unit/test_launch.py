@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,8 +15,9 @@ from fake_driver import FakeDriver
 from apex4_probe.errors import ApexError
 from apex4_probe.kernels import compile as compiling
 from apex4_probe.kernels import launch as launching
+from apex4_probe.kernels import tensor_map
 from apex4_probe.kernels.launch import LaunchAttribute, LaunchConfig
-from apex4_probe.kernels.variant import Geometry
+from apex4_probe.kernels.variant import Box, Geometry
 
 GEOMETRY = Geometry((132, 2, 3), 512, 200_000)
 BIG = 0x7FFF_1234_5678_9AB0
@@ -40,6 +42,24 @@ def test_everything_arrives_as_given() -> None:
     assert (launched.kernel, launched.geometry, launched.stream) == ("gemm", GEOMETRY, 0xABCDEF012345)
     assert launched.arguments == arguments
     assert launched.attributes == ()
+
+
+def test_a_structure_arrives_whole_and_what_stands_around_it_too() -> None:
+    driver = FakeDriver()
+    structure = bytes(range(128))
+    driver.function("gemm", "Pi128si").launch(GEOMETRY, (BIG, -7, structure, 9), stream=1)
+    assert driver.launches[0].arguments == (BIG, -7, structure, 9)
+
+
+def test_a_tensor_map_says_how_an_output_lies() -> None:
+    driver, box = FakeDriver(), Box(tokens=32, rows=64)
+    encoded = tensor_map.of_output(driver, 0x7F00_0000_1230, 1000, 4096, box)
+    # cuda.h: UINT16 is 1; two dimensions, the inner one first; 8192 bytes a row; no interleave, 128-byte swizzle (3)
+    assert struct.unpack("16q", encoded) == (1, 2, 0x7F00_0000_1230, 4096, 1000, 8192, 64, 32, 1, 1, 0, 3, 0, 0, 0, 0)
+    assert tensor_map.of_output(driver, 0x7F00_0000_1230, 1000, 4096, box) is encoded
+    driver.map_status = 1
+    with pytest.raises(ApexError, match=r"no tensor map for an output \[1000, 64\] at 0x1230: CUDA error 1"):
+        tensor_map.of_output(driver, 0x1230, 1000, 64, box)
 
 
 def test_one_frame_serves_call_after_call_and_carries_nothing_over() -> None:
