@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from apex4_probe.architecture import architecture
-from apex4_probe.bench_plan import BenchRequest, Plan, finalists, read
+from apex4_probe.bench_plan import BenchRequest, Plan, finalists, only, read, wanted_peers
 from apex4_probe.bench_records import Bench, BenchHeader, ChainTiming, Refusal, bench_csv, bench_json
 from apex4_probe.checkout import commit
 from apex4_probe.deployment import GemmTiming, Measurement
@@ -87,7 +88,7 @@ def run_bench(gpu: LocalGpu, plan: Plan, request: BenchRequest, progress: Report
     from apex4_probe.microbench.execution import Gpu
 
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    others = peers.peers() if request.peers else []
+    others = wanted_peers(peers.peers(), request.variants) if request.peers else []
     with Gpu(gpu.index) as watched:  # its clock is sampled all the while
         progress("measuring the roofline", 0.0)
         roof = measured_roof(gpu)
@@ -140,20 +141,20 @@ def _time_all(
                     rounds=HEAT_ROUNDS, graph_ms=HEAT_MS, refused=why_not.__setitem__,
                 )  # fmt: skip
                 picks = finalists(picks, heat)
-            timed = time_gemms(
-                n,
-                k,
-                m,
-                picks,
-                device=gpu.index,
-                buffers=buffers,
-                peers=[(peer.variant, peer.prepare) for peer in others],
-                methods=plan.methods,
-                roof=roof,
-                check=plan.check,
+            timing = partial(
+                time_gemms, n, k, m,
+                device=gpu.index, buffers=buffers, peers=[(peer.variant, peer.prepare) for peer in others], roof=roof,
                 refused=why_not.__setitem__,
-            )
-            records += best_tiles(timed) if plan.tiles == "best" else timed
+            )  # fmt: skip
+            if plan.tiles != "best":
+                records += timing(picks, methods=plan.methods, check=plan.check)
+            else:
+                for method in plan.methods:
+                    timed = best_tiles(timing(picks, methods=(method,), check=plan.check))
+                    picks = only(
+                        picks, {(record.variant, record.tile) for record in timed}
+                    )  # a method after the first times the fastest tiles alone
+                    records += timed
             refused += [Refusal(n=n, k=k, m=m, candidate=key, why=why) for key, why in why_not.items()]
         buffers.release()
     return records, refused

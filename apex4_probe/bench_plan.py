@@ -4,7 +4,7 @@ looked for."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +13,7 @@ from apex4_probe.candidates import FUSED
 from apex4_probe.deployment import GemmTiming
 from apex4_probe.errors import ApexError
 from apex4_probe.models import DEFAULT_MODEL, MAX_DIMENSION, Model, load_model
+from apex4_probe.peers import Peer, peers
 from apex4_probe.workload import MAX_TOKENS
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ def finalists(picks: Sequence[tuple[Variant, Tile]], heat: Iterable[GemmTiming])
         for tile in sorted(tiles, key=lambda name: tiles[name])[:FINALISTS]
         if tiles[tile] <= FINAL_WITHIN * min(tiles.values())
     }
+    return only(picks, kept)
+
+
+def only(picks: Sequence[tuple[Variant, Tile]], kept: Collection[tuple[str, str]]) -> list[tuple[Variant, Tile]]:
+    """The picks whose names are among ``kept``."""
     return [(variant, tile) for variant, tile in picks if (variant.name, tile.name) in kept]
 
 
@@ -120,7 +126,7 @@ def read(request: BenchRequest) -> Plan:
         gemms=gemms(model) if model else parse_shapes(request.shapes or ""),
         block=model is not None,
         tokens=parse_tokens(request.tokens),
-        variants=matching(request.variants),
+        variants=matching(request.variants, [peer.variant for peer in peers()] if request.peers else ()),
         tiles=request.tiles,
         methods=METHODS[request.method],
         check=request.check,
@@ -156,17 +162,24 @@ def parse_tokens(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def matching(patterns: str) -> tuple[Variant, ...]:
+def matching(patterns: str, others: Sequence[str] = ()) -> tuple[Variant, ...]:
     """The catalogue's variants whose names match one of ``patterns``, in the catalogue's order. Raises ApexError for a
-    pattern that matches none."""
+    pattern that matches none of them and none of ``others``."""
     from apex4_probe.kernels.catalogue import VARIANTS
 
     wanted = [pattern.strip() for pattern in patterns.split(",")]
     for pattern in wanted:
-        if not any(fnmatchcase(variant.name, pattern) for variant in VARIANTS):
-            names = ", ".join(variant.name for variant in VARIANTS)
-            raise ApexError(f"--variants: {pattern[:60]!r} matches none of {names}")
+        names = [*(variant.name for variant in VARIANTS), *others]
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ApexError(f"--variants: {pattern[:60]!r} matches none of {', '.join(names)}")
     return tuple(one for one in VARIANTS if any(fnmatchcase(one.name, pattern) for pattern in wanted))
+
+
+def wanted_peers(every: Sequence[Peer], patterns: str) -> list[Peer]:
+    """Those that one of ``patterns`` names; all where none is named."""
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    named = [peer for peer in every if any(fnmatchcase(peer.variant, pattern) for pattern in wanted)]
+    return named or list(every)
 
 
 def gemms(model: Model) -> tuple[Gemm, ...]:

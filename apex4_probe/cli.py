@@ -314,7 +314,11 @@ def bench(
     ] = None,
     m: Annotated[str, typer.Option("--m", help="Numbers of tokens, joined by commas.")] = "1,8,16,64,256,1024,4096",
     variants: Annotated[
-        str, typer.Option(metavar="GLOB,…", help='Which catalogue variants, e.g. "w4a8.small.*,*.g128i".')
+        str,
+        typer.Option(
+            metavar="GLOB,…",
+            help='Which catalogue variants, e.g. "w4a8.small.*,*.g128i", and peers, where some are named.',
+        ),
     ] = "*",
     tiles: Annotated[
         Tiles, typer.Option(help="default: each variant's own choice; best: its fastest tile; all: every tile.")

@@ -186,6 +186,40 @@ def test_method_and_peers_are_passed_on(call: Call, gpu: dict[str, Any]) -> None
     assert {name.partition(".")[0] for name, _ in peers} == {"humming", "marlin", "tinygemm"}
 
 
+def test_of_peers_those_that_are_named_or_all(call: Call, gpu: dict[str, Any]) -> None:
+    call("--m", "16", "--peers", "--variants", "w4a8.small.channel,humming.w4a8.*")
+    *_, peers = gpu["asked"][0]
+    assert [name for name, _ in peers] == ["humming.w4a8.channel", "humming.w4a8.g128"]
+    code, _, err = call("--m", "16", "--variants", "humming.w4a8.*")  # without --peers there are none
+    assert code == 2 and "'humming.w4a8.*' matches none of" in err
+
+
+def test_what_is_timed_by_two_methods_has_its_tile_from_the_first(
+    call: Call, gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, int]] = []
+    variant = catalogue.by_name("w4a8.small.channel")
+
+    def time_gemms(n: int, k: int, m: int, picks: Any, *_: Any, methods: Any = ("heat",), **__: Any) -> Any:
+        (method,) = methods
+        asked.append((method, len(picks)))
+        found = []
+        for place, (one, tile) in enumerate(picks):
+            share = 0.3 - 0.001 * place if method == "interleaved" else 0.3
+            record = sample_record(n, k, m, (one.name, "w4a8", "channel", tile.name, None, share))
+            found.append(record.model_copy(update={"method": "sustained" if method == "sustained" else "interleaved"}))
+        return found
+
+    monkeypatch.setattr(gemm_candidates, "time_gemms", time_gemms)
+    arguments = ("--shapes", "4096x4096", "--m", "1", "--variants", variant.name, "--tiles", "best")
+    assert call(*arguments, "--method", "both", "--out", "there")[0] == 0
+    assert [method for method, _ in asked] == ["heat", "interleaved", "sustained"]
+    assert [count for _, count in asked][1:] == [bench_plan.FINALISTS, 1]
+    records = load_bench(tmp_path / "there" / "bench.json").records
+    assert [record.method for record in records] == ["interleaved", "sustained"]
+    assert records[0].tile == records[1].tile
+
+
 def test_a_hot_gpu_is_a_warning_in_the_file(call: Call, gpu: dict[str, Any], tmp_path: Path) -> None:
     gpu["throttle"] = frozenset({"power_cap", "hardware_thermal"})
     call("--m", "1", "--out", "there")
