@@ -93,10 +93,13 @@ gpu-check: $(TEST_STAMP)
 	  $(BIN)/python tests/gpu/bank_conflicts.py
 	compute-sanitizer --tool racecheck --error-exitcode 1 $(BIN)/python tests/gpu/reduced_matrix.py | tail -3
 
+# The layers of Llama-3-8B and 70B. On an H100 seven minutes.
+BENCH := --shapes 6144x4096,4096x4096,28672x4096,4096x14336,10240x8192,57344x8192,8192x28672 \
+  --variants 'w4a8.small.channel,w4a8.small.g128i,w4a8.wgmma.*' --tiles best --check
 gpu-bench: $(RUN_STAMP)
 	$(BIN)/apex4-probe run --require-gpu --full --out "profiles/measured/{device}" $(ARGS)
-	$(BIN)/apex4-probe bench --tiles best --check --out "profiles/measured/{device}"
-	$(BIN)/apex4-probe bench --tiles best --check --model llama-3-70b --out "profiles/measured/{device}/llama-3-70b"
+	$(BIN)/apex4-probe bench $(BENCH) --m 1,4,16,32,64,128,256,512 --out "profiles/measured/{device}/few-tokens"
+	$(BIN)/apex4-probe bench $(BENCH) --m 1024,2048,4096,8192 --method both --out "profiles/measured/{device}/many-tokens"
 
 # After every change of a kernel, its tiles or the pinned NVRTC; a compile test says so where it was forgotten.
 SASS_ARCHITECTURES := sm_80,sm_86,sm_87,sm_89

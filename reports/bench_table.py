@@ -52,9 +52,10 @@ def _means(method: str, records: Sequence[GemmTiming], shapes: int) -> Table:
     rows = tuple(
         Row((name, *(_times(mean(line, wanted)) for wanted in columns.values()))) for name, line in lines.items()
     )
-    caption = f"Geometric means over the {shapes} shapes, the fastest kernel of each packing. {METHODS[method]}."
+    title = f"× FP16 over all shapes, {METHODS[method].partition(', ')[2]}"
+    caption = f"Geometric means over the {shapes} shapes, the fastest kernel of each packing."
     return Table(
-        "× FP16 over all shapes",
+        title,
         (Column("packing", name=True), *columns_of(*(f"#{c}" for c in columns))),
         rows,
         caption,

@@ -110,7 +110,7 @@ def layer_times_table(profile: Profile) -> Table:
                 *(wording.number(figure, time.origin) for figure in figures),
                 speedup_text(time),
                 wording.clean(time.bound_by),
-                wording.clean(time.kernel or ABSENT),
+                wording.clean(time.kernel or ABSENT, wording.KERNEL_LIMIT),
                 time.origin,
             )
             rows.append(Row(cells, predicted=time.origin == "predicted"))

@@ -13,6 +13,7 @@ from apex4_probe.deployment import Format, Granularity, Measurement, Origin, Rho
 
 ABSENT = "–"
 NAME_LIMIT = 80  # characters of a name that a table or an axis can bear
+KERNEL_LIMIT = 120  # of a variant with its tile
 PROSE_LIMIT = 600  # characters of a sentence
 
 FORMATS: dict[Format, str] = {"fp16": "FP16", "fp8": "FP8", "w4a16": "W4A16", "w4a8": "W4A8", "w4a4": "W4A4"}

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from apex4_probe.bench_records import load_bench
 from apex4_probe.deployment import Profile
 from apex4_probe.profile_file import load_profile
+from apex4_probe.reports.bench_table import mean_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDE, SYNC = ("wgmma.s8", "m64n256k32.rs"), ("mma.s8", "m16n8k32")
@@ -71,6 +73,34 @@ def test_speedups_of_kernels(rows: dict[str, list[str]], profile: Profile, shape
     for m, cell in zip((1, 16, 64, 2048), rows[shape], strict=True):
         for shown, kind in zip(cell.split(" / "), TIMED, strict=True):
             assert float(shown) == pytest.approx(us(m, "fp16", None) / us(m, *kind), abs=0.006)
+
+
+MEANS = {"W4A8 channel": "channel", "W4A8 g128i": "g128i", "W4A8 g128r": "g128r", "torch FP8": "FP8"}
+
+
+@pytest.mark.parametrize("packing", MEANS)
+def test_geometric_means_over_seven_shapes(rows: dict[str, list[str]], packing: str) -> None:
+    """Of the shipped benches, as bench itself tells them; every output in them was checked."""
+    folder = ROOT / "profiles" / "measured" / "h100-80gb-hbm3"
+    few, many = (load_bench(folder / name / "bench.json") for name in ("few-tokens", "many-tokens"))
+    assert all(record.exact is not False for bench in (few, many) for record in bench.records)
+    in_turn = [mean_tables(bench)[0] for bench in (few, many)]
+    columns = [column.title.removeprefix("M = ") for table in in_turn for column in table.columns[1:]]
+    figures = [cell for table in in_turn for row in table.rows if row.cells[0] == packing for cell in row.cells[1:]]
+    assert columns == [*rows["M"], "M ≥ 1024"]
+    assert figures[:-1] == rows[packing]
+    alone = {row.cells[0]: row.cells[-1] for row in mean_tables(many)[1].rows}
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    (sentence,) = re.findall(r"by itself for 0\.2 s, all M from 1024 on: ([^.]*(?:\.\d[^.]*)*)\.", text)
+    assert f"{MEANS[packing]} {alone[packing]}" in sentence
+
+
+def test_the_plan_s_speed_up(profile: Profile) -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    decision = profile.decision
+    assert (decision.format, decision.granularity) == ("w4a8", "g128i")
+    assert decision.speedup_fp16 is not None
+    assert f"is W4A8 g128i, {decision.speedup_fp16:.2f} times FP16" in text
 
 
 def test_a_hand_over_after_completion_costs_the_same_cycles_for_every_tile(profile: Profile) -> None:
