@@ -117,8 +117,8 @@ def sustained(
     *,
     record: Recorder | None = None,
 ) -> Timing:
-    """The candidate back to back for ``seconds`` of GPU time, after a rest; the first half, in which the clock settles, is
-    dropped.
+    """The candidate back to back for ``seconds`` of GPU time, after a rest of REST_S; the first half, in which the
+    clock settles, is dropped.
 
     Raises what the candidate raises.
     """
