@@ -149,11 +149,9 @@ def _time_all(
             if plan.tiles != "best":
                 records += timing(picks, methods=plan.methods, check=plan.check)
             else:
-                for method in plan.methods:
+                for method in plan.methods:  # those after the first time the fastest tiles alone
                     timed = best_tiles(timing(picks, methods=(method,), check=plan.check))
-                    picks = only(
-                        picks, {(record.variant, record.tile) for record in timed}
-                    )  # a method after the first times the fastest tiles alone
+                    picks = only(picks, {(record.variant, record.tile) for record in timed})
                     records += timed
             refused += [Refusal(n=n, k=k, m=m, candidate=key, why=why) for key, why in why_not.items()]
         buffers.release()
