@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from apex4_probe.architecture import architecture
-from apex4_probe.bench_plan import BenchRequest, Plan, finalists, only, read, wanted_peers
+from apex4_probe.bench_plan import BenchRequest, Plan, finalists, only, read
 from apex4_probe.bench_records import Bench, BenchHeader, ChainTiming, Refusal, bench_csv, bench_json
 from apex4_probe.checkout import commit
 from apex4_probe.deployment import GemmTiming, Measurement
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from apex4_probe.emit import Display
     from apex4_probe.microbench.gemm_chain import Link
     from apex4_probe.microbench.gemm_records import Roof
-    from apex4_probe.peers import Peer
 
 JSON, CSV, PLOT = "bench.json", "bench.csv", "bench.png"
 FOLDER = "apex4-bench-{device}-{date}"
@@ -88,12 +87,11 @@ def run_bench(gpu: LocalGpu, plan: Plan, request: BenchRequest, progress: Report
     from apex4_probe.microbench.execution import Gpu
 
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    others = wanted_peers(peers.peers(), request.variants) if request.peers else []
     with Gpu(gpu.index) as watched:  # its clock is sampled all the while
         progress("measuring the roofline", 0.0)
         roof = measured_roof(gpu)
         start = time.monotonic()
-        records, refused = _time_all(gpu, plan, others, roof, progress)
+        records, refused = _time_all(gpu, plan, roof, progress)
         progress("a transformer block in a row", CHAIN_SHARE)
         warnings = [gpu.busy] if gpu.busy else []
         chains = _chains(gpu, plan, records, lambda key, why: warnings.append(f"{key} was not timed: {why}"))
@@ -109,7 +107,7 @@ def run_bench(gpu: LocalGpu, plan: Plan, request: BenchRequest, progress: Report
         model=plan.title,
         device=gpu.device,
         environment=environment(gpu.driver, gpu.cuda),
-        peers=peers.versions(others),
+        peers=peers.versions(plan.peers),
         rotate_bytes=ROTATE_BYTES,
         read_gb_s=roof.read_gb_s,
         tensor_tops={str(operand): rate for operand, rate in roof.tops.items()},
@@ -118,9 +116,7 @@ def run_bench(gpu: LocalGpu, plan: Plan, request: BenchRequest, progress: Report
     return Bench(header=header, records=records, chains=chains, refused=refused)
 
 
-def _time_all(
-    gpu: LocalGpu, plan: Plan, others: Sequence[Peer], roof: Roof, progress: Report
-) -> tuple[list[GemmTiming], list[Refusal]]:
+def _time_all(gpu: LocalGpu, plan: Plan, roof: Roof, progress: Report) -> tuple[list[GemmTiming], list[Refusal]]:
     """Shape by shape, so that the weights of one are in memory at a time, and at each M everything in one go."""
     from apex4_probe.kernels.launch import chip
     from apex4_probe.microbench.gemm_buffers import GemmBuffers
@@ -143,7 +139,8 @@ def _time_all(
                 picks = finalists(picks, heat)
             timing = partial(
                 time_gemms, n, k, m,
-                device=gpu.index, buffers=buffers, peers=[(peer.variant, peer.prepare) for peer in others], roof=roof,
+                device=gpu.index, buffers=buffers, peers=[(peer.variant, peer.prepare) for peer in plan.peers],
+                roof=roof,
                 refused=why_not.__setitem__,
             )  # fmt: skip
             if plan.tiles != "best":

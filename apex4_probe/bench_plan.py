@@ -70,6 +70,7 @@ class Plan:
     methods: tuple[Method, ...]
     check: bool
     named: bool = False  # some variants, which are then timed even where their MMA is emulated
+    peers: tuple[Peer, ...] = ()
 
     def picks(self, n: int, k: int, m: int, chip: Chip) -> tuple[list[tuple[Variant, Tile]], dict[str, str]]:
         """Variants with the tiles to time, and why the others have none, by variant."""
@@ -121,16 +122,19 @@ def only(picks: Sequence[tuple[Variant, Tile]], kept: Collection[tuple[str, str]
 def read(request: BenchRequest) -> Plan:
     """Validate a request. Raises ApexError naming the option."""
     model = load_model(request.model) if request.shapes is None else None
+    every, patterns = peers() if request.peers else [], patterns_of(request.variants)
     return Plan(
         title=model.name if model else "given shapes",
         gemms=gemms(model) if model else parse_shapes(request.shapes or ""),
         block=model is not None,
         tokens=parse_tokens(request.tokens),
-        variants=matching(request.variants, [peer.variant for peer in peers()] if request.peers else ()),
+        variants=matching(request.variants, [peer.variant for peer in every]),
         tiles=request.tiles,
         methods=METHODS[request.method],
         check=request.check,
         named=request.variants != EVERY,
+        # those that a pattern names, or all where none is named
+        peers=tuple([peer for peer in every if matches(peer.variant, patterns)] or every),
     )
 
 
@@ -167,19 +171,20 @@ def matching(patterns: str, others: Sequence[str] = ()) -> tuple[Variant, ...]:
     pattern that matches none of them and none of ``others``."""
     from apex4_probe.kernels.catalogue import VARIANTS
 
-    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    wanted = patterns_of(patterns)
     for pattern in wanted:
         names = [*(variant.name for variant in VARIANTS), *others]
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, [pattern]) for name in names):
             raise ApexError(f"--variants: {pattern[:60]!r} matches none of {', '.join(names)}")
-    return tuple(one for one in VARIANTS if any(fnmatchcase(one.name, pattern) for pattern in wanted))
+    return tuple(one for one in VARIANTS if matches(one.name, wanted))
 
 
-def wanted_peers(every: Sequence[Peer], patterns: str) -> list[Peer]:
-    """Those that one of ``patterns`` names; all where none is named."""
-    wanted = [pattern.strip() for pattern in patterns.split(",")]
-    named = [peer for peer in every if any(fnmatchcase(peer.variant, pattern) for pattern in wanted)]
-    return named or list(every)
+def patterns_of(text: str) -> list[str]:
+    return [pattern.strip() for pattern in text.split(",")]
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def gemms(model: Model) -> tuple[Gemm, ...]:

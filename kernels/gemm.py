@@ -6,10 +6,9 @@ activations, workspace, output) comes from torch's allocator; kernels and geomet
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
 from weakref import WeakSet
 
 import torch
@@ -27,7 +26,7 @@ from apex4_probe.kernels.packing import (
 )
 from apex4_probe.kernels.quantise import QuantisedActivations, activation_kind
 from apex4_probe.kernels.quantised_weight import LARGEST_TENSOR, check_tensor
-from apex4_probe.kernels.variant import Box, Shape, Tile, Variant
+from apex4_probe.kernels.variant import Shape, Tile, Variant
 
 ENTRY = "gemm"
 SIGNATURE = "PPPPPPPPiii"  # weights, row_scale, x, x_scale, x_sum, bias, out, workspace, m, n, k
@@ -41,8 +40,7 @@ class _Prepared:
     call: launch.Launch
     workspace_bytes: int
     then_fp16: bool
-    out_box: Box | None
-    cuda: Any
+    out_map: Callable[[int], bytes] | None  # of out at an address, where the kernel takes one
 
 
 def gemm(
@@ -226,7 +224,7 @@ def enqueue(
         m,
         n,
         packed.k_padded,
-        *((tensor_map.of_output(ready.cuda, out.data_ptr(), m, n, ready.out_box),) if ready.out_box else ()),
+        *((ready.out_map(out.data_ptr()),) if ready.out_map else ()),
     )
     if ready.then_fp16:
         assert workspace is not None and isinstance(x, torch.Tensor)
@@ -253,9 +251,8 @@ def _prepared(name: str, tile: Tile, m: int, n: int, k: int, bf16: bool, pdl: bo
         raise ApexError(f"{name} {tile.name} cannot run {shape.text} on {chip.target}: {reason}")
     geometry = variant.geometry(tile, shape, chip)
     function = _load(variant, tile, chip.target, bf16, device)
-    box = variant.out_box(tile) if variant.out_box else None
-    call = launch.prepared(function, geometry, pdl)
-    return _Prepared(call, geometry.workspace_bytes, variant.then_fp16, box, function.cuda)
+    out_map = partial(tensor_map.of_output, function.cuda, m, n, variant.out_box(tile)) if variant.out_box else None
+    return _Prepared(launch.prepared(function, geometry, pdl), geometry.workspace_bytes, variant.then_fp16, out_map)
 
 
 def _load(variant: Variant, tile: Tile, target: str, bf16: bool, device: int) -> launch.Function:

@@ -19,7 +19,7 @@ UINT16, INTERLEAVE_NONE, SWIZZLE_128B, PROMOTION_NONE, FILL_NONE = 1, 0, 3, 0, 0
 
 
 @lru_cache(maxsize=PREPARED)
-def of_output(cuda: Any, address: int, m: int, n: int, box: Box) -> bytes:
+def of_output(cuda: Any, m: int, n: int, box: Box, address: int) -> bytes:
     """CUtensorMap of a contiguous matrix [m, n] of 16-bit elements at ``address``, for copies of ``box`` from shared
     memory in which rows are 128 bytes, swizzled. ``cuda``: libcuda. Raises ApexError where the driver refuses.
 

@@ -24,12 +24,11 @@ Replay = Callable[[], float]  # runs a recorded graph once and waits; millisecon
 Refused = Callable[[str, str], None]  # a candidate's key, and why it has no time
 
 ROUNDS = 15
-# Work in one graph: a replay's own 5 to 10 us are then below a quarter of a per cent, and what a candidate found of the
-# power budget is spent within its first calls.
+# Work in one graph: a replay's own 5 to 10 us are then a quarter of a per cent at most.
 GRAPH_MS, LEAST_CALLS = 4.0, 4
 SUSTAINED_S = 0.2  # the power cap pulls a Tensor Core load down within 30 ms (H200), so that the second half is settled
-# Idle before a sustained candidate: what ran before it otherwise tells on its power budget (H100, two shapes, three
-# repetitions in other orders: FP16 562 to 660 TFLOPS without, 628 to 645 with it).
+# Idle before a sustained candidate, on which what ran before it otherwise tells. FP16 on an H100, 28672 x 4096,
+# M = 4096, three times in other orders: 562 to 660 TFLOPS without, 628 to 645 with it.
 REST_S = 0.1
 PILOT_CALLS = 8  # of a first graph, which tells how many calls the real one needs
 MAX_CALLS = 20_000  # nodes of one graph; of an empty kernel (1 us), five times GRAPH_MS

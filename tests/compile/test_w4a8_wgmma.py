@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from apex4_probe.kernels import catalogue, sass, w4a8_wgmma
-from apex4_probe.kernels.compile import Cubin, Kernel, _compile, compile_kernel
+from apex4_probe.kernels.compile import CompileError, Cubin, Kernel, _compile, compile_kernel
 from apex4_probe.kernels.formats import BYTE_ORDER
 from apex4_probe.kernels.packing import random_packed, unpack
 from apex4_probe.kernels.reference import arrange_int8_wgmma
@@ -109,6 +109,42 @@ def test_bf16(granularity: str):
     opcodes = {i.opcode for i in sass.disassemble(image)["gemm"].instructions}
     assert any(opcode.startswith("F2FP.BF16") for opcode in opcodes)
     assert not any(opcode.startswith("F2FP.F16") for opcode in opcodes)
+
+
+# Run by the compiler: the persistent kernel's division by reciprocals against the plain one of the other kernels, whose
+# own tests show that it covers the output. __umulhi is no constant expression; what it computes is.
+SAME_CORNERS = """
+constexpr bool same_corners(int m, int n) {
+  const Raster raster(m, n);
+  for (int tile = 0; tile < raster.tiles(); tile++) {
+    const Corner a = raster.corner(tile), b = corner(tile WRONG, m, n);
+    if (a.row != b.row || a.token != b.token) return false;
+  }
+  return raster.tiles() == (n + ROWS - 1) / ROWS * ((m + TOKENS - 1) / TOKENS);
+}
+"""
+GRIDS = ((1, 32), (257, 96), (2048, 4096), (2049, 28672), (4095, 1056), (8192, 10240), (77, 152064))
+
+
+def corners_compile(wrong: str) -> None:
+    plain = kernel("channel", WIDE, added=SAME_CORNERS.replace("WRONG", wrong) + "".join(
+        f'static_assert(same_corners({m}, {n}), "M = {m}, N = {n}");\n' for m, n in GRIDS
+    ))  # fmt: skip
+    headers = dict(plain.headers)
+    text = headers["output_tile.cuh"]
+    first, last = text.index("struct Divisor"), text.index("// Two tokens' values")
+    constant = text[first:last].replace("__device__ __forceinline__", "constexpr __device__ __forceinline__")
+    assert constant.count("__umulhi(dividend, reciprocal)") == 1
+    constant = constant.replace("__umulhi(dividend, reciprocal)", "(u32)((u64)dividend * reciprocal >> 32)")
+    headers["output_tile.cuh"] = text[:first] + constant + text[last:]
+    compile_kernel(Kernel(plain.name, plain.source, plain.target, tuple(headers.items()), plain.options))
+
+
+@pytest.mark.slow
+def test_tiles_lie_where_the_plain_division_says():
+    corners_compile("")
+    with pytest.raises(CompileError, match="static assertion failed"):
+        corners_compile("/ 2")
 
 
 def tensor_core(a: np.ndarray, shared: np.ndarray, start: int, tokens: int) -> np.ndarray:

@@ -53,13 +53,13 @@ def test_a_structure_arrives_whole_and_what_stands_around_it_too() -> None:
 
 def test_a_tensor_map_says_how_an_output_lies() -> None:
     driver, box = FakeDriver(), Box(tokens=32, rows=64)
-    encoded = tensor_map.of_output(driver, 0x7F00_0000_1230, 1000, 4096, box)
+    encoded = tensor_map.of_output(driver, 1000, 4096, box, 0x7F00_0000_1230)
     # cuda.h: UINT16 is 1; two dimensions, the inner one first; 8192 bytes a row; no interleave, 128-byte swizzle (3)
     assert struct.unpack("16q", encoded) == (1, 2, 0x7F00_0000_1230, 4096, 1000, 8192, 64, 32, 1, 1, 0, 3, 0, 0, 0, 0)
-    assert tensor_map.of_output(driver, 0x7F00_0000_1230, 1000, 4096, box) is encoded
+    assert tensor_map.of_output(driver, 1000, 4096, box, 0x7F00_0000_1230) is encoded
     driver.map_status = 1
     with pytest.raises(ApexError, match=r"no tensor map for an output \[1000, 64\] at 0x1230: CUDA error 1"):
-        tensor_map.of_output(driver, 0x1230, 1000, 64, box)
+        tensor_map.of_output(driver, 1000, 64, box, 0x1230)
 
 
 def test_one_frame_serves_call_after_call_and_carries_nothing_over() -> None:
